@@ -1,0 +1,1 @@
+"""Reconciles pending invoices: counts their usage, writes it, issues them once."""

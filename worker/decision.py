@@ -1,0 +1,304 @@
+"""The decision table: what to do with an invoice, from what is known of it; pure functions.
+
+Each question is asked as late as it can be answered: first of the invoice alone, then of its
+usage charges, then of their tallies. Within each function the rows stand in their order and
+the first that applies decides; None means that nothing stands in the way so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from itertools import combinations
+
+from worker.domain import (
+    Component,
+    FrozenTally,
+    Invoice,
+    InvoiceState,
+    Rules,
+    Subject,
+    Tally,
+    UnknownSubject,
+    UsageCharge,
+    UsageQuery,
+    to_whole,
+    utc_text,
+)
+from worker.record import BilledSpan, Progress
+
+_ZERO = Decimal(0)
+_NOT_FOUND_POLL = timedelta(seconds=15)
+_MOST_FAULTS_NAMED = 5
+_MOST_DIGITS = 27
+
+
+@dataclass(frozen=True, slots=True)
+class Recalculate:
+    """Write these quantities where they differ, then issue. Empty: issue it as it is."""
+
+    tallies: tuple[FrozenTally, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """It is not pending any more, and we were at work on it: read back whether it is ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Look again at `until`; no attempt is spent."""
+
+    until: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A person must look."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """There is nothing for us to do."""
+
+    reason: str
+
+
+Decision = Recalculate | Verify | Wait | Hold | Skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What our own journal says when an invoice is judged."""
+
+    progress: Progress
+    first_seen_at: datetime
+    now: datetime
+
+
+def judge_invoice(invoice: Invoice | None, known: Known, rules: Rules) -> Decision | None:
+    """Judge the invoice alone."""
+    progress, now = known.progress, known.now
+    if invoice is None:
+        deadline = known.first_seen_at + rules.not_found_grace
+        if now < deadline:
+            return Wait(min(now + _NOT_FOUND_POLL, deadline), "the platform does not know it yet")
+        return Hold("the platform does not know this invoice")
+    if invoice.state is InvoiceState.VOIDED:
+        return Skip("it is voided")
+    if invoice.state is not InvoiceState.PENDING:
+        return Verify() if progress.unfinished else Skip(f"it is already {invoice.state_text}")
+    if progress.issued_at is not None:
+        return _pending_again(progress.issued_at, now, rules)
+    if invoice.type not in rules.invoice_types:
+        return Skip(f"its type is {invoice.type}, not {' or '.join(sorted(rules.invoice_types))}")
+    if invoice.version != 1 and not progress.unfinished:
+        return Skip(f"its versionNumber is {invoice.version}: somebody else recalculated it")
+    if progress.unanswered_at is not None and now < progress.unanswered_at + rules.settle:
+        return Wait(
+            progress.unanswered_at + rules.settle,
+            "a write got no answer and may still be applied",
+        )
+    return None
+
+
+def judge_charges(
+    charges: Sequence[UsageCharge],
+    billed: Sequence[BilledSpan],
+    rules: Rules,
+    now: datetime,
+) -> Decision | None:
+    """Judge the usage charges, before anything is counted."""
+    if not charges:
+        return Recalculate(()) if rules.issue_without_usage else Skip("it has no usage charge")
+    faults = [
+        *_unmapped(charges, rules.components),
+        *_bad_periods(charges),
+        *_without_subject(charges, rules.components),
+        *_billed_twice(charges, billed),
+    ]
+    if faults:
+        return Hold(_listed(faults))
+    last = max(charges, key=lambda charge: _end(charge))
+    if now < _end(last) + rules.grace:
+        return Wait(_end(last) + rules.grace, f'the period of "{last.component}" is not over')
+    return None
+
+
+def judge_watermarks(
+    charges: Sequence[UsageCharge],
+    watermarks: Mapping[str, datetime | None],
+    rules: Rules,
+    now: datetime,
+) -> Wait | None:
+    """Judge whether every source has everything of the periods; a source that cannot say, has."""
+    for charge in charges:
+        source = rules.components[charge.component].source
+        watermark = watermarks[source]
+        if watermark is not None and watermark < _end(charge):
+            reason = f'source "{source}" has usage only up to {utc_text(watermark)}'
+            return Wait(now + rules.watermark_poll, reason)
+    return None
+
+
+def queries_by_source(
+    charges: Sequence[UsageCharge], rules: Rules
+) -> dict[str, tuple[UsageQuery, ...]]:
+    """Plan one question a charge, grouped by the name of the source that answers it."""
+    plan: dict[str, tuple[UsageQuery, ...]] = {}
+    for charge in charges:
+        component = rules.components[charge.component]
+        assert charge.period is not None  # noqa: S101  judge_charges held the others
+        query = UsageQuery(
+            charge_id=charge.id,
+            subject=_subject(charge, component),
+            component=component.name,
+            metric=component.metric,
+            aggregation=component.aggregation,
+            period=charge.period,
+        )
+        plan[component.source] = (*plan.get(component.source, ()), query)
+    return plan
+
+
+def judge_tallies(
+    charges: Sequence[UsageCharge], tallies: Sequence[Tally], rules: Rules
+) -> Hold | Recalculate:
+    """Judge the counts: all of them become what is billed, or none does."""
+    by_charge = {tally.query.charge_id: tally for tally in tallies}
+    frozen: list[FrozenTally] = []
+    faults: list[str] = []
+    for charge in charges:
+        result = _freeze(charge, by_charge.get(charge.id), rules.components[charge.component])
+        if isinstance(result, FrozenTally):
+            frozen.append(result)
+        else:
+            faults.append(result)
+    return Hold(_listed(faults)) if faults else Recalculate(tuple(frozen))
+
+
+def differences(charges: Sequence[UsageCharge], tallies: Sequence[FrozenTally]) -> dict[str, int]:
+    """Return, by charge id, the quantities that do not stand on the invoice yet."""
+    stands = {charge.id: charge.quantity for charge in charges}
+    return {t.charge_id: t.quantity for t in tallies if stands.get(t.charge_id) != t.quantity}
+
+
+def judge_match(charges: Sequence[UsageCharge], tallies: Sequence[FrozenTally]) -> Hold | None:
+    """Hold when the invoice's usage charges are not the ones that were counted."""
+    there = {charge.id: charge.component for charge in charges}
+    counted = {tally.charge_id: tally.span.component for tally in tallies}
+    faults = [
+        f'"{component}" ({charge_id}) joined the invoice after it was counted'
+        for charge_id, component in there.items()
+        if charge_id not in counted
+    ] + [
+        f'"{component}" ({charge_id}) left the invoice after it was counted'
+        for charge_id, component in counted.items()
+        if charge_id not in there
+    ]
+    return Hold(_listed(faults)) if faults else None
+
+
+def _pending_again(issued_at: datetime, now: datetime, rules: Rules) -> Wait | Hold:
+    if now < issued_at + rules.settle:
+        return Wait(issued_at + rules.settle, "we issued it, and the platform shows it pending yet")
+    return Hold(
+        f"we issued it at {utc_text(issued_at)} and it is Pending again: somebody took it back;"
+        " settle it on the platform by hand"
+    )
+
+
+def _unmapped(charges: Sequence[UsageCharge], components: Mapping[str, Component]) -> list[str]:
+    names = dict.fromkeys(c.component for c in charges if c.component not in components)
+    return [
+        f'component "{name}" has no source. Map it under components in the config, then replay'
+        for name in names
+    ]
+
+
+def _bad_periods(charges: Sequence[UsageCharge]) -> list[str]:
+    return [f'"{c.component}" ({c.id}): {c.period_fault}' for c in charges if c.period is None]
+
+
+def _without_subject(
+    charges: Sequence[UsageCharge], components: Mapping[str, Component]
+) -> list[str]:
+    return [
+        f'"{c.component}" ({c.id}) names no {components[c.component].subject}'
+        for c in charges
+        if c.component in components and not _subject(c, components[c.component])
+    ]
+
+
+def _billed_twice(charges: Sequence[UsageCharge], billed: Sequence[BilledSpan]) -> list[str]:
+    within = [
+        f'"{one.component}" is on it twice for overlapping periods ({one.id}, {other.id})'
+        for one, other in combinations(charges, 2)
+        if one.span and other.span and one.span.overlaps(other.span)
+    ]
+    elsewhere = [
+        f'"{charge.component}" {charge.period} overlaps {other.span.period},'
+        f" billed on {other.invoice_id}"
+        for charge in charges
+        for other in billed
+        if charge.span and charge.span.overlaps(other.span)
+    ]
+    return within + elsewhere
+
+
+def _end(charge: UsageCharge) -> datetime:
+    assert charge.period is not None  # noqa: S101  judge_charges held the others
+    return charge.period.end
+
+
+def _subject(charge: UsageCharge, component: Component) -> str:
+    if component.subject is Subject.ACCOUNT:
+        return charge.account_id
+    return charge.subscription_id
+
+
+def _freeze(charge: UsageCharge, tally: Tally | None, component: Component) -> FrozenTally | str:
+    """Return what is billed for the charge, or the reason why it cannot be said."""
+    name = f'"{charge.component}"'
+    if tally is None:
+        return f'source "{component.source}" gave no answer for {name}'
+    value = tally.value
+    if value is None:
+        if component.unknown_subject is not UnknownSubject.ZERO:
+            return f'source "{component.source}" does not know "{tally.query.subject}" for {name}'
+        value = _ZERO
+    if not value.is_finite() or value < 0:
+        return f"{name} was counted as {value}"
+    if value.adjusted() > _MOST_DIGITS:
+        return f"{name} was counted as {value}: more than any meter can mean"
+    quantity = to_whole(value, component.rounding)
+    if quantity is None:
+        return f"{name} was counted as {value}: a fraction, and it has no rounding rule"
+    if component.max_quantity is not None and quantity > component.max_quantity:
+        return f"{name} was counted as {quantity}, above its max_quantity {component.max_quantity}"
+    assert charge.span is not None  # noqa: S101  judge_charges held the others
+    return FrozenTally(
+        charge_id=charge.id,
+        span=charge.span,
+        subject=tally.query.subject,
+        metric=tally.query.metric,
+        aggregation=tally.query.aggregation,
+        quantity=quantity,
+        value=value,
+        rounding=component.rounding,
+        events=tally.events,
+        evidence=tally.evidence,
+    )
+
+
+def _listed(faults: Iterable[str]) -> str:
+    """Join faults into one line; the first few by name, the rest by number."""
+    faults = list(faults)
+    named = "; ".join(faults[:_MOST_FAULTS_NAMED])
+    rest = len(faults) - _MOST_FAULTS_NAMED
+    return f"{named}; and {rest} more" if rest > 0 else named

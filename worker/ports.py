@@ -1,0 +1,161 @@
+"""The three things the core needs from outside, as contracts.
+
+Every adapter of a port passes that port's contract suite; so does the fake in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from worker.domain import (
+    Delivery,
+    FrozenTally,
+    Invoice,
+    InvoiceKey,
+    Span,
+    Tally,
+    UsageCharge,
+    UsageQuery,
+)
+from worker.errors import ReconcilerError
+from worker.record import (
+    BilledSpan,
+    Claim,
+    Entry,
+    History,
+    InvoiceRow,
+    Outcome,
+    Receipt,
+    State,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeWrite:
+    """What became of writing one quantity.
+
+    `charge` is the platform's answer. Without it `error` says why: OutcomeUnknown where no
+    answer came and the write may yet be applied; after any other error a new listing shows what
+    stands on the charge for good.
+    """
+
+    charge_id: str
+    charge: UsageCharge | None = None
+    error: ReconcilerError | None = None
+
+
+class BillingPlatform(Protocol):
+    """The system that owns invoices.
+
+    Every method may raise TransientError (try later) or PermanentError (a person must look).
+    """
+
+    calls: int  # requests sent so far, for the record of what an invoice takes
+
+    def parse_delivery(self, body: bytes) -> Delivery:
+        """Read a webhook body; raise DeliveryRejected, saying what is wrong with it."""
+
+    def invoice(self, invoice_id: str) -> Invoice | None:
+        """Fetch the current version of an invoice; None: the platform knows none by this id."""
+
+    def usage_charges(self, invoice: Invoice) -> Sequence[UsageCharge]:
+        """List every usage charge of the invoice, each once, whatever the page size."""
+
+    def recalculate(self, invoice: Invoice, quantities: Mapping[str, int]) -> Iterator[ChargeWrite]:
+        """Write each charge's quantity (by charge id) and yield what became of every one.
+
+        After the first failure no further write is sent, and the unsent ones are yielded with an
+        error too. Closing the iterator early sends nothing more.
+        """
+
+    def issue(self, invoice: Invoice) -> Invoice:
+        """Recalculate the invoice and move it out of pending, once: never repeated in here.
+
+        OutcomeUnknown when no answer came; any other error means it was not issued.
+        """
+
+    def check(self) -> None:
+        """Raise unless the platform answers and accepts our credentials."""
+
+
+class UsageSource(Protocol):
+    """A place usage is counted."""
+
+    def count(self, queries: Sequence[UsageQuery]) -> Sequence[Tally]:
+        """Answer every query over its exact half-open period, in any order.
+
+        All usage charges of one invoice come in one call. A subject the source does not know
+        gives a tally whose value is None. Raises SourceUnavailable (try later) or SourceInvalid
+        (naming place, column and row); never answers 0 for what it does not know.
+        """
+
+    def watermark(self) -> datetime | None:
+        """Return the moment up to which everything is in; None: the source cannot say."""
+
+    def check(self) -> None:
+        """Raise unless the source answers and is what its settings say."""
+
+
+class Journal(Protocol):
+    """The append-only record; each method is one transaction, durable when it returns.
+
+    Raises JournalUnavailable when it cannot read or write. Methods that take a claim raise
+    LeaseLost, and change nothing, when another worker holds the invoice by now.
+    """
+
+    def record_delivery(self, delivery: Delivery, at: datetime) -> Receipt:
+        """Store a delivery and make its invoice due; a known id only counts one more time."""
+
+    def count_ignored(self, platform: str, event: str, at: datetime) -> None:
+        """Count an event that asks for nothing."""
+
+    def ignored(self) -> Mapping[tuple[str, str], int]:
+        """Return how often each (platform, event) that asks for nothing came."""
+
+    def wake(self, key: InvoiceKey, entry: Entry) -> None:
+        """Make an invoice due at once, with all its attempts, whatever its state; know it anew."""
+
+    def claim(self, key: InvoiceKey, owner: str, at: datetime, lease: timedelta) -> Claim | None:
+        """Take the invoice if it is due or held, and unclaimed; otherwise None."""
+
+    def append(self, claim: Claim, entries: Sequence[Entry], lease_until: datetime) -> None:
+        """Add entries and prolong the lease."""
+
+    def freeze(
+        self,
+        claim: Claim,
+        entries: Sequence[Entry],
+        tallies: Sequence[FrozenTally],
+        at: datetime,
+    ) -> Sequence[BilledSpan]:
+        """Add the entries and one that carries the tallies, unless an overlapping span is billed.
+
+        Returns those spans of other invoices; when there is any, nothing was stored.
+        """
+
+    def discard_tallies(self, key: InvoiceKey, entry: Entry) -> bool:
+        """Give up frozen tallies for a recount; False, and nothing changed: a write was begun."""
+
+    def settle(self, claim: Claim, entries: Sequence[Entry], outcome: Outcome) -> None:
+        """Add entries, store how the run left the invoice, and give up the claim.
+
+        A notification that came during the run keeps the invoice due.
+        """
+
+    def billed(self, key: InvoiceKey, spans: Sequence[Span]) -> Sequence[BilledSpan]:
+        """Return what other invoices, issued or begun but not skipped, bill of these spans."""
+
+    def history(self, key: InvoiceKey) -> History | None:
+        """Return everything known of one invoice."""
+
+    def invoices(self, states: Sequence[State] = (), limit: int = 1000) -> Sequence[InvoiceRow]:
+        """Return the invoices in these states (none given: all), oldest first."""
+
+    def due(self, at: datetime, limit: int = 1000) -> Sequence[InvoiceKey]:
+        """Return unclaimed invoices whose time has come, longest overdue first."""
+
+    def check(self) -> None:
+        """Raise unless the journal can be written."""
