@@ -1,0 +1,124 @@
+"""How records are written as JSON and chained; the same for every journal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from worker.domain import (
+    Aggregation,
+    Evidence,
+    FrozenTally,
+    InvoiceKey,
+    Period,
+    Rounding,
+    Span,
+)
+from worker.record import Entry, EntryKind
+
+
+def stamp(moment: datetime) -> str:
+    """Write an instant so that text order is time order: UTC, always six fraction digits."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def moment_of(text: str) -> datetime:
+    """Read what `stamp` wrote."""
+    return datetime.fromisoformat(text)
+
+
+def canonical(value: Any) -> str:
+    """Write JSON that is the same text for the same value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_of(key: InvoiceKey, entry: Entry, previous: str) -> str:
+    """Chain an entry to the one before it on the same invoice (SHA-256, hex).
+
+    `previous` is that entry's digest, or empty for the first. Any later edit, deletion or
+    reordering changes a digest that a following entry carries.
+    """
+    named = {
+        "v": 1,
+        "platform": key.platform,
+        "invoice_id": key.invoice_id,
+        "at": stamp(entry.at),
+        "kind": entry.kind.value,
+        "data": entry.data,
+        "previous": previous,
+    }
+    return hashlib.sha256(canonical(named).encode()).hexdigest()
+
+
+def counted_entry(tallies: Sequence[FrozenTally], at: datetime) -> Entry:
+    """Make the entry that carries frozen tallies, so that the chain covers them."""
+    data = {"tallies": [_tally_to_json(tally) for tally in tallies]}
+    return Entry(kind=EntryKind.COUNTED, at=at, data=data)
+
+
+def tallies_of(entries: Iterable[Entry]) -> tuple[FrozenTally, ...]:
+    """Return the frozen tallies that stand: the last counted, unless given up since."""
+    tallies: tuple[FrozenTally, ...] = ()
+    for entry in entries:
+        if entry.kind is EntryKind.COUNTED:
+            tallies = tuple(map(_tally_of_json, entry.data["tallies"]))
+        elif entry.kind is EntryKind.DISCARDED:
+            tallies = ()
+    return tallies
+
+
+def _tally_to_json(tally: FrozenTally) -> dict[str, Any]:
+    """Write a tally with exact numbers, as text where JSON has none."""
+    evidence = tally.evidence
+    return {
+        "charge_id": tally.charge_id,
+        "subscription_id": tally.span.subscription_id,
+        "component": tally.span.component,
+        "period_start": stamp(tally.span.period.start),
+        "period_end": stamp(tally.span.period.end),
+        "subject": tally.subject,
+        "metric": tally.metric,
+        "aggregation": tally.aggregation.value,
+        "quantity": tally.quantity,
+        "value": str(tally.value),
+        "rounding": tally.rounding.value,
+        "events": tally.events,
+        "evidence": {
+            "source": evidence.source,
+            "query": evidence.query,
+            "parameters": evidence.parameters,
+            "asked_at": stamp(evidence.asked_at),
+            "digest": evidence.digest,
+            "watermark": evidence.watermark and stamp(evidence.watermark),
+        },
+    }
+
+
+def _tally_of_json(data: dict[str, Any]) -> FrozenTally:
+    """Read what `_tally_to_json` wrote."""
+    evidence = data["evidence"]
+    watermark = evidence["watermark"]
+    period = Period(moment_of(data["period_start"]), moment_of(data["period_end"]))
+    return FrozenTally(
+        charge_id=data["charge_id"],
+        span=Span(data["subscription_id"], data["component"], period),
+        subject=data["subject"],
+        metric=data["metric"],
+        aggregation=Aggregation(data["aggregation"]),
+        quantity=data["quantity"],
+        value=Decimal(data["value"]),
+        rounding=Rounding(data["rounding"]),
+        events=data["events"],
+        evidence=Evidence(
+            source=evidence["source"],
+            query=evidence["query"],
+            parameters=evidence["parameters"],
+            asked_at=moment_of(evidence["asked_at"]),
+            digest=evidence["digest"],
+            watermark=moment_of(watermark) if watermark else None,
+        ),
+    )
