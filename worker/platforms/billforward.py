@@ -1,0 +1,208 @@
+"""BillForward: its paths and request bodies; `billforward_wire` reads its answers.
+
+No other module knows BillForward's words. Facts come from BillForward's own documentation and
+from answers recorded in 2026; where the two differ, the recordings count.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import quote
+
+from worker.domain import Delivery, Invoice, InvoiceState, UsageCharge
+from worker.errors import (
+    OutcomeUnknown,
+    PlatformAnswerInvalid,
+    PlatformUnavailable,
+    ReconcilerError,
+    TransientError,
+)
+from worker.platforms import billforward_wire as wire
+from worker.platforms.rest import NotFound, RestClient, RestLimits
+from worker.ports import ChargeWrite
+
+_PAGE = 200
+_MOST_PAGES = 100
+
+
+@dataclass(kw_only=True)
+class BillForward:
+    """BillForward's REST API as a `BillingPlatform`. Its fields are its settings."""
+
+    name: str = field(metadata={"setting": False})
+    base_url: str  # in full: sandbox, production and tenants differ
+    token: str = field(repr=False, metadata={"secret": True})
+    connect_timeout_seconds: float = 5.0
+    read_timeout_seconds: float = 30.0
+    total_timeout_seconds: float = 60.0  # over all attempts at one call
+    concurrency: int = 8  # charges recalculated at a time
+    recalculation: Literal["each", "batch"] = "each"
+    charge_behaviour: Literal["RecalculateWithLatestPricing", "RecalculateWithCurrentPricing"] = (
+        "RecalculateWithLatestPricing"
+    )
+    invoice_behaviour: Literal[
+        "RecalculateAsLatestSubscriptionVersion", "RecalculateAsCurrentSubscriptionVersion"
+    ] = "RecalculateAsLatestSubscriptionVersion"
+    sleep: Callable[[float], None] = field(default=time.sleep, metadata={"setting": False})
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"https?://[^\s?#@]+", self.base_url):
+            raise ValueError("base_url must be a plain http(s) URL such as https://host/v1")
+        if not 1 <= self.concurrency <= 64:
+            raise ValueError("concurrency must be between 1 and 64")
+        self._rest = RestClient(
+            self.base_url,
+            self.token,
+            limits=RestLimits(
+                connect=self.connect_timeout_seconds,
+                read=self.read_timeout_seconds,
+                total=self.total_timeout_seconds,
+            ),
+            connections=self.concurrency,
+            error_of=wire.error_of,
+            sleep=self.sleep,
+        )
+        self._pool = futures.ThreadPoolExecutor(self.concurrency, thread_name_prefix=self.name)
+
+    @property
+    def calls(self) -> int:
+        return self._rest.calls
+
+    def parse_delivery(self, body: bytes) -> Delivery:
+        return wire.delivery(self.name, body)
+
+    def invoice(self, invoice_id: str) -> Invoice | None:
+        try:
+            answer = self._rest.get(
+                f"/invoices/{quote(invoice_id, safe='')}", {"include_retired": "false"}
+            )
+        except NotFound:
+            return None
+        versions = [wire.invoice(row) for row in wire.results(answer)]
+        if not versions:
+            return None
+        if any(version.id != invoice_id for version in versions):
+            raise PlatformAnswerInvalid(f"asked for {invoice_id}, got {versions[0].id}")
+        return max(versions, key=lambda version: version.version)
+
+    def usage_charges(self, invoice: Invoice) -> Sequence[UsageCharge]:
+        found: dict[str, UsageCharge] = {}
+        for row in self._charge_rows(invoice.id):
+            if not wire.is_usage(row):
+                continue
+            charge = wire.charge(row, invoice.id)
+            known = found.get(charge.id)
+            if known is None or known.version <= charge.version:
+                found[charge.id] = charge
+        if missing := invoice.usage_charge_ids - found.keys():
+            raise TransientError(f"the list of charges lacks {sorted(missing)[0]} of the invoice")
+        return list(found.values())
+
+    def recalculate(self, invoice: Invoice, quantities: Mapping[str, int]) -> Iterator[ChargeWrite]:
+        if self.recalculation == "batch":
+            return self._recalculate_batch(invoice, quantities)
+        return self._recalculate_each(invoice, quantities)
+
+    def issue(self, invoice: Invoice) -> Invoice:
+        answer = self._rest.post_once(
+            f"/invoices/{quote(invoice.id, safe='')}/recalculate",
+            {
+                "newState": "Unpaid",
+                "recalculationBehaviour": self.invoice_behaviour,
+                "onlyInvoiceAssociatedCharges": True,
+                "dryRun": False,
+            },
+        )
+        try:
+            issued = next(wire.invoice(row) for row in wire.results(answer))
+        except (PlatformAnswerInvalid, StopIteration) as error:
+            raise OutcomeUnknown(f"issuing {invoice.id} was answered, but unreadably") from error
+        if issued.state not in (InvoiceState.UNPAID, InvoiceState.PAID):
+            raise OutcomeUnknown(f"issuing {invoice.id} was answered with {issued.state_text}")
+        return issued
+
+    def check(self) -> None:
+        wire.results(self._rest.get("/invoices/state/Pending", {"records": 1, "order": "ASC"}))
+
+    def _charge_rows(self, invoice_id: str) -> Iterator[dict[str, Any]]:
+        offset = 0
+        for _ in range(_MOST_PAGES):
+            answer = self._rest.get(
+                f"/invoices/{quote(invoice_id, safe='')}/charges",
+                {"records": _PAGE, "offset": offset, "order_by": "id", "order": "ASC"},
+            )
+            rows = wire.results(answer)
+            yield from rows
+            # The platform may give smaller pages than asked for; it says so here.
+            page = answer.get("recordsRequested")
+            size = page if isinstance(page, int) and 0 < page < _PAGE else _PAGE
+            if len(rows) < size:
+                return
+            offset += len(rows)
+        raise PlatformAnswerInvalid(f"more than {_MOST_PAGES} pages of charges on {invoice_id}")
+
+    def _recalculate_each(
+        self, invoice: Invoice, quantities: Mapping[str, int]
+    ) -> Iterator[ChargeWrite]:
+        waiting = list(quantities.items())[::-1]
+        running: set[futures.Future[ChargeWrite]] = set()
+        failed = False
+        try:
+            while running or (waiting and not failed):
+                while waiting and not failed and len(running) < self.concurrency:
+                    running.add(self._pool.submit(self._write, invoice.id, *waiting.pop()))
+                done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+                for future in done:
+                    write = future.result()
+                    failed = failed or write.error is not None
+                    yield write
+        finally:
+            futures.wait(running)
+        for charge_id, _ in waiting:
+            yield ChargeWrite(
+                charge_id=charge_id,
+                error=PlatformUnavailable("not sent, because another charge failed"),
+            )
+
+    def _write(self, invoice_id: str, charge_id: str, quantity: int) -> ChargeWrite:
+        try:
+            answer = self._rest.put_value(
+                f"/charges/{quote(charge_id, safe='')}/recalculate",
+                {
+                    "pricingComponentValue": quantity,
+                    "recalculationBehaviour": self.charge_behaviour,
+                },
+            )
+            return wire.written(charge_id, quantity, invoice_id, wire.results(answer))
+        except ReconcilerError as error:
+            return ChargeWrite(charge_id=charge_id, error=error)
+
+    def _recalculate_batch(
+        self, invoice: Invoice, quantities: Mapping[str, int]
+    ) -> Iterator[ChargeWrite]:
+        charges = [
+            {
+                "id": charge_id,
+                "pricingComponentValue": quantity,
+                "recalculationBehaviour": self.charge_behaviour,
+            }
+            for charge_id, quantity in quantities.items()
+        ]
+        body = {"charges": charges, "recalculateInvoices": False, "dryRun": False}
+        try:
+            batches = wire.results(self._rest.put_value("/charges/recalculate", body))
+            rows = wire.rows(batches[0].get("charges") if batches else None, "charges")
+        except ReconcilerError as error:
+            for charge_id in quantities:
+                yield ChargeWrite(charge_id=charge_id, error=error)
+            return
+        for charge_id, quantity in quantities.items():
+            try:
+                yield wire.written(charge_id, quantity, invoice.id, rows)
+            except ReconcilerError as error:
+                yield ChargeWrite(charge_id=charge_id, error=error)
