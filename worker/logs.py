@@ -1,0 +1,73 @@
+"""One event a line on standard error: readable on a terminal, JSON elsewhere, no secrets."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Collection
+from typing import Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+_SHORTEST_SECRET = 4  # masking shorter ones would mask ordinary words
+
+
+def configure_logs(
+    level: str, form: Literal["auto", "json", "console"], secrets: Collection[str]
+) -> None:
+    """Send this program's events, and those of its libraries, to standard error."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _masking(secrets),
+    ]
+    handler: logging.StreamHandler[TextIO] = logging.StreamHandler(sys.stderr)
+    as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
+    last: Processor = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    )
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for chatty in ("rq.worker", "urllib3", "sqlalchemy"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+def masked(text: str, secrets: Collection[str]) -> str:
+    """Replace every secret in a text."""
+    for secret in secrets:
+        if len(secret) >= _SHORTEST_SECRET:
+            text = text.replace(secret, "***")
+    return text
+
+
+def _masking(secrets: Collection[str]) -> Processor:
+    """Make the last belt: nothing puts a secret into an event, and this would cut it out."""
+
+    def mask(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+        return {
+            key: masked(value, secrets) if isinstance(value, str) else value
+            for key, value in event.items()
+        }
+
+    return mask

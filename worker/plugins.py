@@ -1,0 +1,113 @@
+"""Platforms and usage sources by name: entry points or `package.module:Class`.
+
+A plugin is a dataclass; its fields are its settings. A field's metadata may say
+`{"secret": True}` (only from the environment) or `{"setting": False}` (not the user's to set).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from importlib.metadata import entry_points
+from pkgutil import resolve_name
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+PLATFORMS = "billing_platforms"
+SOURCES = "usage_sources"
+
+
+class UnknownKind(LookupError):
+    """No plugin of this kind can be loaded; the text says what there is."""
+
+
+def kinds(group: str) -> list[str]:
+    """Return the names of the installed plugins of a group."""
+    return sorted(entry.name for entry in entry_points(group=group))
+
+
+def plugin_class(group: str, kind: str) -> type[Any]:
+    """Find the class of a kind; raise UnknownKind, naming the kinds there are."""
+    try:
+        if ":" in kind:
+            found = resolve_name(kind)
+        else:
+            found = next(e for e in entry_points(group=group) if e.name == kind).load()
+    except StopIteration:
+        known = ", ".join(kinds(group))
+        raise UnknownKind(
+            f'no kind "{kind}"{suggestion(kind, kinds(group))}; there are {known},'
+            ' or name your own as "package.module:Class"'
+        ) from None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UnknownKind(f'kind "{kind}" cannot be loaded: {error}') from error
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
+        raise UnknownKind(f'kind "{kind}" is not a dataclass, whose fields would be its settings')
+    return found
+
+
+def secrets_of(plugin: type[Any]) -> list[str]:
+    """Return the names of the settings that may come only from the environment."""
+    return [field.name for field in _settings(plugin) if field.metadata.get("secret")]
+
+
+def complaints_about(plugin: type[Any], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Check settings without connecting anywhere; return (setting, what is wrong) pairs."""
+    names = [field.name for field in _settings(plugin)]
+    complaints = [(name, unknown(name, names)) for name in settings if name not in names]
+    known = {name: value for name, value in settings.items() if name in names}
+    try:
+        build(plugin, _with_name(plugin, "check", known))
+    except ValidationError as error:
+        secrets = secrets_of(plugin)
+        complaints += [_complaint(detail, secrets) for detail in error.errors()]
+    return complaints
+
+
+def build(plugin: type[Any], settings: Mapping[str, Any]) -> Any:
+    """Make the plugin from its settings; raise pydantic's ValidationError."""
+    return TypeAdapter(plugin).validate_python(dict(settings))
+
+
+def build_named(plugin: type[Any], name: str, settings: Mapping[str, Any]) -> Any:
+    """Make the plugin; one with a field `name` is told the one the configuration gave it."""
+    return build(plugin, _with_name(plugin, name, settings))
+
+
+def unknown(name: str, names: Collection[str]) -> str:
+    """Say that a setting is unknown and which one may be meant."""
+    return f"there is no such setting{suggestion(name, names)}"
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return ', did you mean "x"?' for the nearest name, or nothing."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f', did you mean "{near[0]}"?' if near else ""
+
+
+def plain_error(detail: Mapping[str, Any], *, secret: bool = False) -> str:
+    """Write one of pydantic's error details as a sentence, without the value of a secret."""
+    if detail["type"] == "missing":
+        return "is missing"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    shown = isinstance(detail["input"], str | int | float) and not secret
+    return f"{message} (got {detail['input']!r})" if shown else message
+
+
+def _settings(plugin: type[Any]) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(plugin) if field.metadata.get("setting", True)]
+
+
+def _with_name(plugin: type[Any], name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    has_name = any(
+        field.name == "name" and not field.metadata.get("setting", True)
+        for field in dataclasses.fields(plugin)
+    )
+    return {**settings, **({"name": name} if has_name else {})}
+
+
+def _complaint(detail: Mapping[str, Any], secrets: Collection[str]) -> tuple[str, str]:
+    where = ".".join(str(part) for part in detail["loc"])
+    return where, plain_error(detail, secret=not where or where in secrets)
