@@ -1,0 +1,73 @@
+"""The doorbell: puts an invoice's id on the RQ queue, so that a worker looks at it now.
+
+Ringing too often is harmless and not ringing costs one sweep interval: the journal decides
+whether there is work.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from worker.domain import InvoiceKey
+from worker.errors import QueueUnavailable
+
+FUNCTION = "worker.jobs.reconcile_invoice"
+_TIMEOUT_SECONDS = 0.5
+_KEEP_FINISHED_SECONDS = 24 * 60 * 60
+
+
+class Doorbell:
+    """Rings for invoices; never waits long for Redis."""
+
+    def __init__(self, redis_url: str, queue: str) -> None:
+        """Make a client; nothing is connected before the first ring."""
+        self.redis = Redis.from_url(
+            redis_url,
+            socket_connect_timeout=_TIMEOUT_SECONDS,
+            socket_timeout=_TIMEOUT_SECONDS,
+            # once more after a dropped connection, never after a timeout
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        )
+        self.queue = Queue(queue, connection=self.redis, serializer=JSONSerializer)
+
+    def ring(self, key: InvoiceKey) -> None:
+        """Enqueue the invoice's job unless it is queued; raise QueueUnavailable."""
+        job_id = job_id_of(key)
+        try:
+            if self.redis.lpos(self.queue.key, job_id) is not None:
+                return
+            self.redis.zrem(self.queue.failed_job_registry.key, job_id)
+            self.queue.enqueue_call(
+                FUNCTION,
+                args=(key.platform, key.invoice_id),
+                job_id=job_id,
+                description=str(key),
+                timeout=-1,
+                result_ttl=_KEEP_FINISHED_SECONDS,
+            )
+        except RedisError as error:
+            raise QueueUnavailable(f"Redis: {type(error).__name__}") from error
+
+    def failed(self) -> list[str]:
+        """Return the job ids in RQ's FailedJobRegistry, without running RQ's clean-up."""
+        ids = cast(list[bytes], self.redis.zrange(self.queue.failed_job_registry.key, 0, -1))
+        return [job_id.decode() for job_id in ids]
+
+    def check(self) -> None:
+        """Raise QueueUnavailable unless Redis answers in time."""
+        try:
+            self.redis.ping()
+        except RedisError as error:
+            raise QueueUnavailable(f"Redis: {type(error).__name__}") from error
+
+
+def job_id_of(key: InvoiceKey) -> str:
+    """Name the invoice's job; one invoice has one job, whatever rings."""
+    return f"{key.platform}-{key.invoice_id}"

@@ -1,0 +1,92 @@
+"""What RQ runs: one function, whose arguments are ids and nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import structlog
+
+from worker.domain import InvoiceKey
+from worker.errors import ConfigError, ReconcilerError
+from worker.logs import configure_logs
+from worker.reconcile import reconcile
+from worker.record import State
+from worker.wiring import Service, config_path, configured, open_service
+
+log = structlog.get_logger("worker")
+
+
+class InvoiceHeld(ReconcilerError):
+    """An invoice is held: the job ends as failed, where operators see and requeue it."""
+
+
+def reconcile_invoice(platform: str, invoice_id: str) -> None:
+    """Work on one invoice as far as it goes now; raise InvoiceHeld when a person must look.
+
+    May run at any time, any number of times: the journal decides whether there is work.
+    """
+    service = _service.current()
+    key = InvoiceKey(platform, invoice_id)
+    ports, rules = service.ports(platform), service.config.rules
+    outcome = reconcile(key, owner=owner(), ports=ports, rules=rules)
+    event = log.bind(invoice=invoice_id, platform=platform)
+    if outcome is None:
+        event.debug("not_due_or_taken")
+        return
+    event.info(
+        outcome.state.value,
+        reason=outcome.reason,
+        attempt=outcome.attempt,
+        seconds=outcome.seconds,
+        calls=outcome.calls,
+    )
+    if outcome.state is State.HELD:
+        raise InvoiceHeld(f"Held: {outcome.reason}")
+
+
+def owner() -> str:
+    """Name this process as the holder of a claim."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class _CurrentService:
+    """The process's service; made anew when the configuration file has changed.
+
+    So an operator maps a component and replays, without restarting the workers. A changed file
+    with a mistake in it is reported with every job, and the last good one stays in force.
+    """
+
+    def __init__(self) -> None:
+        self._service: Service | None = None
+        self._made_from: tuple[int, int, int] | None = None
+
+    def current(self) -> Service:
+        version = _version_of(config_path())
+        if self._service is None:
+            self._service, self._made_from = _opened_service(), version
+        elif version != self._made_from:
+            try:
+                self._service, self._made_from = _opened_service(), version
+                log.info("configuration_read_again")
+            except ConfigError as error:
+                log.error("configuration_refused", complaints=error.complaints)  # noqa: TRY400
+        return self._service
+
+
+def _opened_service() -> Service:
+    config = configured()
+    configure_logs(config.log.level, config.log.format, config.secrets)
+    return open_service(config)
+
+
+def _version_of(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+_service = _CurrentService()
