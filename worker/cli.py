@@ -1,0 +1,268 @@
+"""The command `reconciler`: data on standard output, messages on standard error.
+
+Exit codes: 0 ok, 1 failed, 2 wrong use, 3 something needs a person's attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from worker.config import Config
+from worker.demo.run import STATE_FOLDER, run_demo
+from worker.doctor import examine
+from worker.domain import InvoiceKey
+from worker.doorbell import Doorbell
+from worker.errors import ConfigError, QueueUnavailable, ReconcilerError
+from worker.journal import open_journal
+from worker.logs import configure_logs
+from worker.ports import Journal
+from worker.record import Entry, EntryKind, InvoiceRow, State
+from worker.rq_worker import run_worker
+from worker.story import row_json, story_json, story_text
+from worker.sweep import sweep, sweep_once
+from worker.wiring import CONFIG_VARIABLE, configured, utc_now
+
+NEEDS_ATTENTION = 3
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_POLL_SECONDS = 0.2
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class _Commands(click.Group):
+    """Turns the program's own errors into one clear message and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            for complaint in error.complaints:
+                click.echo(f"config: {complaint}", err=True)
+            ctx.exit(1)
+        except ReconcilerError as error:
+            click.echo(f"reconciler: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ok, 1 failed, 2 wrong use, 3 something needs a person's attention.",
+)
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=f"The TOML file.  [env: {CONFIG_VARIABLE}; default: config.toml]",
+)
+@click.version_option(package_name="invoice-reconciler")
+def main(config_file: Path | None) -> None:
+    r"""Count the usage of pending invoices, write it on their charges, and issue them.
+
+    \b
+    reconciler demo                 the whole job on this machine, nothing to set up
+    reconciler doctor               is everything there, and how to mend what is not
+    reconciler list --state held    what needs a person
+    reconciler show INV-…           the whole story of one invoice
+    reconciler replay INV-…         run it again; safe at any time
+    """
+    if config_file is not None:
+        os.environ[CONFIG_VARIABLE] = str(config_file)
+    elif CONFIG_VARIABLE not in os.environ and not Path("config.toml").exists():
+        demo_config = STATE_FOLDER / "config.toml"
+        if demo_config.exists():
+            click.echo(f"no config.toml here: using the demo's, {demo_config}", err=True)
+            os.environ[CONFIG_VARIABLE] = str(demo_config)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def demo(as_json: bool) -> None:
+    """Run the main job for real: embedded Redis, a BillForward sandbox, webhook and worker."""
+    sys.exit(run_demo(as_json=as_json))
+
+
+@main.command()
+def serve() -> None:
+    """Receive notifications (gunicorn, threads)."""
+    webhook = _ready_config().webhook
+    command = [
+        *(sys.executable, "-m", "gunicorn", "webhook_app:create_app()"),
+        *("--worker-class", "gthread", "--no-control-socket"),
+        *("--workers", str(webhook.processes), "--threads", str(webhook.threads)),
+        *("--bind", f"{webhook.host}:{webhook.port}"),
+    ]
+    os.execv(sys.executable, command)  # noqa: S606  our own interpreter, arguments checked
+
+
+@main.command()
+@click.option("--burst", is_flag=True, help="Stop when the queue is empty.")
+def work(burst: bool) -> None:
+    """Reconcile invoices as they ring; start one process per invoice to be worked on at a time."""
+    run_worker(_ready_config(), burst=burst)
+
+
+@main.command(name="sweep")
+@click.option("--once", is_flag=True, help="Sweep once and stop.")
+def sweep_command(once: bool) -> None:
+    """Ring again for whatever is due and unfinished."""
+    config = _ready_config()
+    if once:
+        rung = sweep_once(open_journal(config.journal.url), _doorbell(config))
+        click.echo(f"rang for {rung} invoices", err=True)
+        return
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    sweep(config, stop)
+
+
+@main.command(name="list")
+@click.option("--state", "states", type=click.Choice(list(State)), multiple=True)
+@click.option("--limit", default=1000, show_default=True, type=click.IntRange(1))
+@as_json
+def list_command(states: Sequence[State], limit: int, as_json: bool) -> None:
+    """List invoices, oldest first."""
+    rows = _journal().invoices([State(state) for state in states], limit)
+    if as_json:
+        _print_json([row_json(row) for row in rows])
+        return
+    for row in rows:
+        due = f" (due {row.due_at:%Y-%m-%d %H:%M:%SZ})" if row.due_at else ""
+        click.echo(f"{row.key.invoice_id}  {row.state:<9} {row.reason}{due}")
+    click.echo(f"{len(rows)} invoices", err=True)
+
+
+@main.command()
+@click.argument("invoice_id", metavar="INV")
+@click.option("--platform", help="Where two platforms know the same id.")
+@as_json
+def show(invoice_id: str, platform: str | None, as_json: bool) -> None:
+    """Tell the whole story of one invoice, from the journal alone."""
+    config = configured()
+    journal = open_journal(config.journal.url)
+    key = _key(config, invoice_id, platform)
+    history = journal.history(key)
+    if history is None:
+        _fail(f"the journal knows no {key}; reconciler replay asks the platform for it")
+    if as_json:
+        _print_json(story_json(history))
+    else:
+        click.echo(story_text(history))
+
+
+@main.command()
+@click.argument("invoice_id", metavar="INV")
+@click.option("--platform", help="Needed when several platforms are configured.")
+@click.option("--reason", default="", help="Why; goes into the invoice's record.")
+@click.option("--recount", is_flag=True, help="Count anew; only while nothing was written.")
+@click.option(
+    "--wait", default=30.0, show_default=True, help="Seconds to wait for a worker's answer."
+)
+@as_json
+def replay(
+    invoice_id: str, platform: str | None, reason: str, recount: bool, wait: float, as_json: bool
+) -> None:
+    """Run one invoice again, through the same job; safe from every state, any number of times."""
+    config = configured()
+    journal = open_journal(config.journal.url)
+    key = _key(config, invoice_id, platform)
+    asked = {"by": getpass.getuser(), "reason": reason}
+    if recount:
+        entry = Entry(kind=EntryKind.DISCARDED, at=utc_now(), data=asked)
+        if not journal.discard_tallies(key, entry):
+            _fail("it cannot be counted anew: a write was begun. Replay it without --recount")
+    journal.wake(key, Entry(kind=EntryKind.REPLAYED, at=utc_now(), data=asked))
+    try:
+        _doorbell(config).ring(key)
+    except QueueUnavailable as error:
+        click.echo(f"{error}; the sweep will ring", err=True)
+    row = _settled(journal, key, wait)
+    if as_json:
+        _print_json(row_json(row))
+    else:
+        click.echo(f"{key}: {row.state}: {row.reason or 'no worker has answered yet'}")
+    if row.state not in (State.ISSUED, State.SKIPPED) or _is_open(row):
+        sys.exit(NEEDS_ATTENTION)
+
+
+@main.command()
+@as_json
+def doctor(as_json: bool) -> None:
+    """Check config, journal, Redis, platforms and sources, and say how to mend each."""
+    findings = list(examine())
+    if as_json:
+        _print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            mark = "ok  " if finding.well else "BAD "
+            click.echo(f"{mark}{finding.subject}: {finding.told}")
+            if not finding.well:
+                click.echo(f"    mend: {finding.mend}")
+    if not all(finding.well for finding in findings):
+        sys.exit(NEEDS_ATTENTION)
+
+
+def _ready_config() -> Config:
+    """Read the configuration with its secrets and start logging."""
+    config = configured()
+    config.require_secrets()
+    configure_logs(config.log.level, config.log.format, config.secrets)
+    return config
+
+
+def _journal() -> Journal:
+    return open_journal(configured().journal.url)
+
+
+def _doorbell(config: Config) -> Doorbell:
+    return Doorbell(config.queue.redis_url, config.queue.name)
+
+
+def _key(config: Config, invoice_id: str, platform: str | None) -> InvoiceKey:
+    if not _ID.fullmatch(invoice_id):
+        raise click.UsageError(f"{invoice_id!r} is not an invoice's id")
+    if platform is None:
+        if len(config.platforms) > 1:
+            raise click.UsageError(f"name one with --platform: {', '.join(config.platforms)}")
+        platform = next(iter(config.platforms))
+    elif platform not in config.platforms:
+        raise click.UsageError(f"there is no platform {platform!r} in the config")
+    return InvoiceKey(platform, invoice_id)
+
+
+def _settled(journal: Journal, key: InvoiceKey, wait: float) -> InvoiceRow:
+    """Return the invoice's row once a worker has settled it, or as it is after the wait."""
+    deadline = time.monotonic() + wait
+    while True:
+        history = journal.history(key)
+        if history is None:
+            raise ReconcilerError(f"{key} is not in the journal")
+        if not _is_open(history.row) or time.monotonic() >= deadline:
+            return history.row
+        time.sleep(_POLL_SECONDS)
+
+
+def _is_open(row: InvoiceRow) -> bool:
+    return row.lease_owner is not None or (row.due_at is not None and row.due_at <= utc_now())
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _fail(message: str) -> NoReturn:
+    raise click.ClickException(message)

@@ -1,0 +1,1 @@
+"""The main job for real, on this machine alone: `reconciler demo`."""

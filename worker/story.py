@@ -1,0 +1,199 @@
+"""An invoice's whole story as text or JSON, from the journal alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from worker.domain import FrozenTally, utc_text
+from worker.record import Entry, EntryKind, History, InvoiceRow
+
+
+def row_json(row: InvoiceRow) -> dict[str, Any]:
+    """Return the journal's current word on an invoice, JSON-ready."""
+    return {
+        "id": row.key.invoice_id,
+        "platform": row.key.platform,
+        "state": row.state.value,
+        "reason": row.reason,
+        "first_seen_at": utc_text(row.first_seen_at),
+        "updated_at": utc_text(row.updated_at),
+        "due_at": _moment(row.due_at),
+        "attempt": row.attempt,
+        "claimed_by": row.lease_owner,
+    }
+
+
+def story_json(history: History) -> dict[str, Any]:
+    """Return everything the journal knows of an invoice, JSON-ready."""
+    return {
+        **row_json(history.row),
+        "deliveries": [
+            {
+                "id": delivery.id,
+                "event": delivery.event,
+                "received_at": utc_text(delivery.received_at),
+                "times": delivery.times,
+                "sha256": delivery.digest,
+            }
+            for delivery in history.deliveries
+        ],
+        "tallies": [_tally_json(tally) for tally in history.tallies],
+        "entries": [
+            {"at": utc_text(entry.at), "kind": entry.kind.value, "data": entry.data}
+            for entry in history.entries
+        ],
+    }
+
+
+def story_text(history: History) -> str:
+    """Return an invoice's story for people: what is, what was counted and why, what happened."""
+    return "\n".join(
+        [*_headline(history.row), *_counted(history), "", "What happened", *_happened(history)]
+    )
+
+
+def last_seen(history: History) -> dict[str, Any]:
+    """Return what the platform last said of the invoice; empty when it was never fetched."""
+    kinds = (EntryKind.FETCHED, EntryKind.ISSUED)
+    return next((e.data for e in reversed(history.entries) if e.kind in kinds), {})
+
+
+def charges_by_id(history: History) -> dict[str, dict[str, Any]]:
+    """Return what the platform last answered for each usage charge."""
+    charges: dict[str, dict[str, Any]] = {}
+    for entry in history.entries:
+        if entry.kind is EntryKind.CHARGE_ANSWER and "error" not in entry.data:
+            charges[entry.data["charge_id"]] = entry.data
+        elif entry.kind is EntryKind.ISSUED:
+            charges |= {charge["charge_id"]: charge for charge in entry.data["charges"]}
+    return charges
+
+
+def _headline(row: InvoiceRow) -> Iterator[str]:
+    yield f"{row.key}: {row.state}"
+    if row.reason:
+        yield f"  {row.reason}"
+    if row.due_at:
+        yield f"  due {utc_text(row.due_at)}, {row.attempt} failed attempts in a row"
+    if row.lease_owner:
+        yield f"  being worked on by {row.lease_owner}"
+
+
+def _counted(history: History) -> Iterator[str]:
+    if not history.tallies:
+        return
+    yield ""
+    yield "What was counted"
+    charges, before = charges_by_id(history), _quantities_before(history)
+    currency = last_seen(history).get("currency", "")
+    for tally in history.tallies:
+        amount = charges.get(tally.charge_id, {}).get("amount")
+        priced = f", {amount} {currency}" if amount is not None else ""
+        was = before.get(tally.charge_id)
+        changed = f" (was {was})" if was is not None else ""
+        yield f"  {tally.span.component}: {tally.quantity}{changed}{priced}"
+        yield from (f"    {line}" for line in _explained(tally))
+
+
+def _explained(tally: FrozenTally) -> Iterator[str]:
+    evidence = tally.evidence
+    counted = "" if tally.events is None else f", {tally.events} events"
+    yield f"charge {tally.charge_id}"
+    yield f"{tally.aggregation} of {tally.metric!r} by {tally.subject!r}{counted}"
+    yield f"{utc_text(tally.span.period.start)} <= time < {utc_text(tally.span.period.end)}"
+    if tally.value != tally.quantity:
+        yield f"counted {tally.value}, rounded {tally.rounding}"
+    yield f"source: {evidence.source}"
+    yield f"query: {' '.join(evidence.query.split())}"
+    yield f"with: {json.dumps(evidence.parameters, ensure_ascii=False)}"
+    if evidence.watermark:
+        yield f"the source had everything up to {utc_text(evidence.watermark)}"
+    yield f"asked {utc_text(evidence.asked_at)}, answer SHA-256 {evidence.digest}"
+
+
+def _happened(history: History) -> Iterator[str]:
+    times = {delivery.id: delivery.times for delivery in history.deliveries}
+    for entry in history.entries:
+        yield f"  {entry.at:%Y-%m-%d %H:%M:%S.%f}Z  {entry.kind.value:<14} {_told(entry, times)}"
+
+
+def _told(entry: Entry, times: dict[str, int]) -> str:
+    data = entry.data
+    match entry.kind:
+        case EntryKind.DELIVERED:
+            sent = times.get(data["delivery_id"], 1)
+            return f"{data['delivery_id']} {data['event']}" + (f", sent {sent} times" * (sent > 1))
+        case EntryKind.COUNTED:
+            charges = len(data["tallies"])
+            return f"{charges} usage charge{'s' * (charges != 1)}, frozen"
+        case EntryKind.CHARGE_INTENT:
+            return f"{data['component']}: {data['from']} -> {data['to']} on {data['charge_id']}"
+        case EntryKind.CHARGE_ANSWER if "error" not in data:
+            return (
+                f"{data['component']}: {data['quantity']} costs {data['amount']}"
+                f" (version {data['version']})"
+            )
+        case EntryKind.FETCHED | EntryKind.ISSUE_ANSWER if "state" in data:
+            return (
+                f"{data['state']}, {data['type']}, version {data['version']},"
+                f" {data['total']} {data['currency']}"
+            )
+        case EntryKind.FETCHED:
+            return "not found"
+        case EntryKind.CLAIMED:
+            return f"by {data['owner']}, fencing number {data['fence']}"
+        case EntryKind.ISSUE_INTENT:
+            return f"into Unpaid, from version {data['version']}"
+        case _:
+            return _plainly(data)
+
+
+def _plainly(data: dict[str, Any]) -> str:
+    """Write the fields that are not told elsewhere."""
+    parts = [str(data["reason"])] if data.get("reason") else []
+    if "error" in data:
+        parts.append(f"{data.get('charge_id', '')} refused: {data['error']}".strip())
+    if "until" in data:
+        parts.append(f"again at {data['until']}")
+    if "seconds" in data:
+        parts.append(f"took {data['seconds']} s, {data['calls']} calls")
+    return "; ".join(parts)
+
+
+def _quantities_before(history: History) -> dict[str, str | None]:
+    before: dict[str, str | None] = {}
+    for entry in history.entries:
+        if entry.kind is EntryKind.CHARGE_INTENT:
+            before.setdefault(entry.data["charge_id"], entry.data["from"])
+    return before
+
+
+def _tally_json(tally: FrozenTally) -> dict[str, Any]:
+    evidence = tally.evidence
+    return {
+        "charge_id": tally.charge_id,
+        "component": tally.span.component,
+        "subscription_id": tally.span.subscription_id,
+        "period_start": utc_text(tally.span.period.start),
+        "period_end": utc_text(tally.span.period.end),
+        "subject": tally.subject,
+        "metric": tally.metric,
+        "aggregation": tally.aggregation.value,
+        "quantity": tally.quantity,
+        "value": str(tally.value),
+        "rounding": tally.rounding.value,
+        "events": tally.events,
+        "source": evidence.source,
+        "query": evidence.query,
+        "parameters": evidence.parameters,
+        "asked_at": utc_text(evidence.asked_at),
+        "sha256": evidence.digest,
+        "watermark": _moment(evidence.watermark),
+    }
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return utc_text(moment) if moment else None
