@@ -1,0 +1,42 @@
+"""The page on writing a source is true: its code passes the contract as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "docs" / "writing-a-source.md"
+
+
+def blocks(language: str) -> list[str]:
+    """Return the page's fenced blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_the_example_passes_the_contract(tmp_path: Path) -> None:
+    """Saved under the names in their first lines, the blocks are a source and passing tests."""
+    for block in blocks("python"):
+        (tmp_path / block.partition("\n")[0].removeprefix("# ")).write_text(block)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_gateway_usage.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+    assert re.search(r"\b1\d passed", run.stdout), run.stdout
+
+
+def test_the_configuration_is_toml() -> None:
+    """The page's settings can be read, and name the class that the page defines."""
+    first, second = (tomllib.loads(block) for block in blocks("toml"))
+    kind = first["sources"]["gateway"]["kind"]
+    assert kind == second["project"]["entry-points"]["usage_sources"]["gateway"]
+    module, _, name = kind.partition(":")
+    source = next(block for block in blocks("python") if block.startswith(f"# {module}.py"))
+    assert f"class {name}:" in source

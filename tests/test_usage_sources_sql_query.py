@@ -1,0 +1,270 @@
+"""The SQL source over a statement of the operator's own, and what any SQL source refuses."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+from test_usage_sources_sql import MAY_2, TABLE, Open, ask, opening, row, rows_of, store
+
+from usage_sources.contract import JUNE, UsageEvent, UsageSourceContract, query
+from usage_sources.sql import SqlSource
+from worker.domain import Aggregation
+from worker.errors import SourceInvalid, SourceUnavailable
+
+WINDOW = """iso_microseconds(created_at) >= iso_microseconds(:start)
+    AND iso_microseconds(created_at) < iso_microseconds(:end)"""
+MANY = f"""
+    SELECT subject_id AS subject, metric, decimal_sum(quantity) AS value, COUNT(*) AS events
+    FROM usage WHERE subject_id IN :subjects AND metric IN :metrics AND {WINDOW}
+    GROUP BY subject_id, metric"""
+ONE = f"""
+    SELECT COUNT(*) AS value FROM usage
+    WHERE subject_id = :subject AND metric = :component AND {WINDOW}"""
+KNOWN = "SELECT DISTINCT subject_id FROM usage WHERE subject_id IN :subjects"
+QUERY: dict[str, Any] = dict.fromkeys(TABLE) | {
+    "time_format": "iso",
+    "query": MANY,
+    "known_subjects_query": KNOWN,
+}
+
+open_source = pytest.fixture(opening)
+
+
+class TestManyAtOnce(UsageSourceContract):
+    """One statement that answers all charges of a period."""
+
+    aggregations = frozenset({Aggregation.SUM})
+
+    def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
+        """Store ISO text and sum with the function that the source registers."""
+        url = store(tmp_path / "usage.db", rows_of(events, datetime.isoformat))
+        return SqlSource(url=url, **QUERY)
+
+
+class TestOneByOne(UsageSourceContract):
+    """One statement for each charge, which answers 0 also for a subject that is not there."""
+
+    aggregations = frozenset({Aggregation.COUNT})
+
+    def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
+        """Store ISO text and count it charge by charge."""
+        url = store(tmp_path / "usage.db", rows_of(events, datetime.isoformat))
+        return SqlSource(url=url, **{**QUERY, "query": ONE})
+
+
+def test_without_a_list_of_subjects_a_charge_without_row_is_unknown(open_source: Open) -> None:
+    """Nothing but known_subjects_query can turn an absent row into a zero."""
+    source = open_source([row(MAY_2)], **{**QUERY, "known_subjects_query": None})
+    assert ask(source, Aggregation.SUM) == 1
+    assert ask(source, Aggregation.SUM, period=JUNE) is None
+
+
+def test_the_last_of_nothing_is_no_number(open_source: Open) -> None:
+    """A known subject without a row has no maximum, whatever the statement computes."""
+    source = open_source([row(MAY_2)], **QUERY)
+    with pytest.raises(SourceInvalid, match="no value in the period"):
+        ask(source, Aggregation.MAX, period=JUNE)
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("NULL", "value of subject 'S-1', 'calls': NULL is NULL"),
+        ("SUM(quantity * 0.1)", "decimal_sum"),
+        ("'many'", "'many' is not a number"),
+        ("'nan'", "not a finite number"),
+        ("x'00'", "not a number"),
+        ("1 AS value, 2", "two columns value"),
+        ("1 AS number, 2 AS sum, 3", "two rows"),
+    ],
+)
+def test_an_answer_that_is_no_count_is_refused(
+    open_source: Open, value: str, complaint: str
+) -> None:
+    """A null, a float, a text, and a column or row too many are errors, never numbers."""
+    text = MANY.replace("decimal_sum(quantity)", value)
+    if complaint == "two rows":
+        text += " UNION ALL SELECT 'S-1', 'calls', 1, 2, 3, 4"
+    source = open_source([row(MAY_2)], **{**QUERY, "query": text})
+    with pytest.raises(SourceInvalid, match=complaint):
+        ask(source, Aggregation.SUM)
+
+
+@pytest.mark.parametrize("column", ["value", "subject", "metric"])
+def test_a_missing_column_is_named(open_source: Open, column: str) -> None:
+    """The statement must say the value, and whose it is when several are asked for."""
+    text = "SELECT * FROM (SELECT 1 AS value, 'S-1' AS subject, 'calls' AS metric)"
+    text = text.replace(f"AS {column}", "AS other")
+    text += " WHERE :start < :end OR '' IN :subjects OR '' IN :metrics"
+    source = open_source([row(MAY_2)], **{**QUERY, "query": text})
+    with pytest.raises(SourceInvalid, match=f"no column {column}, only"):
+        ask(source)
+
+
+def test_a_row_that_nobody_asked_for_is_refused(open_source: Open) -> None:
+    """A statement that forgets whose usage it counts is not given to anybody."""
+    text = MANY.replace("subject_id IN :subjects", "(1 OR '' IN :subjects)")
+    source = open_source([row(MAY_2), ("S-2", "calls", MAY_2, 1, "")], **{**QUERY, "query": text})
+    with pytest.raises(SourceInvalid, match="answered for subject 'S-2', 'calls'"):
+        ask(source, Aggregation.SUM)
+
+
+def test_one_statement_cannot_tell_two_aggregations_apart(open_source: Open) -> None:
+    """Two charges that want different things of the same usage do not get the same number."""
+    asked = [query("1", aggregation=Aggregation.SUM), query("2", aggregation=Aggregation.MAX)]
+    with pytest.raises(SourceInvalid, match="cannot tell max and sum"):
+        open_source([row(MAY_2)], **QUERY).count(asked)
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"query": "SELECT 1"}, "give either table or query"),
+        ({"table": None}, "give either table or query"),
+        ({"subject_column": None}, "subject_column is needed with table"),
+        ({**QUERY, "time_column": "at"}, "time_column belongs to table"),
+        ({**QUERY, "query": "SELECT :start, :subject"}, "query does not use :end"),
+        ({**QUERY, "query": "SELECT :start, :end"}, "either :subject or :subjects"),
+        ({**QUERY, "query": f"{MANY} LIMIT :limit"}, "unknown parameters limit"),
+        ({**QUERY, "query": f"{MANY} LIMIT :metric"}, "only one of :metric"),
+        ({"known_subjects_query": "SELECT 1"}, "must use :subjects"),
+        ({"watermark_query": "SELECT :now"}, "must not use parameters"),
+        ({"watermark_query": "SELECT 1", "watermark_lag_seconds": 1}, "not both"),
+        ({"watermark_lag_seconds": -1}, "watermark_lag_seconds must be 0 or more"),
+        ({"timeout_seconds": 0}, "timeout_seconds must be more than 0"),
+        ({"time_format": "native"}, "SQLite has no timestamp type"),
+        ({"time_format": "stardate"}, "time_format"),
+        ({"url": "postgresql://localhost/db"}, 'time_format "iso"'),
+        ({"url": "no url with secret"}, "url is not a SQLAlchemy URL"),
+        ({"url": "nosuchdb://u:secret@host/db"}, "url is not a SQLAlchemy URL"),
+        ({"url": "sqlite://"}, "url must name a SQLite file"),
+        ({"url": "sqlite+aiosqlite:///usage.db"}, "another SQLite driver"),
+    ],
+)
+def test_settings_that_contradict_are_named(changed: dict[str, Any], complaint: str) -> None:
+    """A wrong combination is refused when the configuration is read, with the setting's name."""
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(SqlSource).validate_python({"url": "sqlite:///usage.db", **TABLE, **changed})
+    text = str(caught.value.errors(include_input=False))
+    assert complaint in text
+    assert "secret" not in text
+
+
+def test_a_missing_file_is_not_made(tmp_path: Path) -> None:
+    """A SQLite file that is not there is unavailable, and is still not there afterwards."""
+    source = SqlSource(url=f"sqlite:///{tmp_path}/usage.db", **TABLE)
+    with pytest.raises(SourceUnavailable, match=r"usage\.db cannot be opened.*check url"):
+        ask(source)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_locked_database_is_tried_again_later(open_source: Open, tmp_path: Path) -> None:
+    """A writer that holds the file longer than the timeout makes the source unavailable."""
+    source = open_source([row(MAY_2)], timeout_seconds=0.05)
+    with closing(sqlite3.connect(tmp_path / "usage.db")) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(SourceUnavailable, match=r"within 0\.05 s.*locked"):
+            ask(source)
+    assert ask(source) == 1
+
+
+def test_a_statement_that_takes_too_long_is_stopped(open_source: Open) -> None:
+    """A count is bounded by timeout_seconds, however much the statement asks for."""
+    endless = f"""
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)
+        SELECT COUNT(*) AS value, :subject AS subject FROM n, usage WHERE {WINDOW}"""
+    source = open_source([row(MAY_2)], **{**QUERY, "query": endless, "timeout_seconds": 0.1})
+    begun = time.monotonic()
+    with pytest.raises(SourceUnavailable, match=r"no answer within 0\.1 s"):
+        ask(source)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_replaced_file_is_read_anew(open_source: Open, tmp_path: Path) -> None:
+    """A warm connection does not go on reading a file that another one took the place of."""
+    source = open_source([row(MAY_2)])
+    assert ask(source) == 1
+    store(tmp_path / "new.db", [row(MAY_2)] * 2)
+    (tmp_path / "new.db").replace(tmp_path / "usage.db")
+    assert ask(source) == 2
+
+
+def test_the_source_cannot_write(open_source: Open) -> None:
+    """The database is opened read-only, so that no statement can change it."""
+    text = "DELETE FROM usage WHERE :start < :end AND :subject <> '' RETURNING 1 AS value"
+    source = open_source([row(MAY_2)], **{**QUERY, "query": text})
+    with pytest.raises(SourceInvalid, match="readonly"):
+        ask(source)
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"table": "usages"}, "no table usages; nearest: usage"),
+        ({"table": "usage; DROP TABLE usage"}, "no table usage; DROP TABLE usage"),
+        ({"time_column": "create_at"}, "no column create_at; nearest: created_at"),
+        ({"quantity_column": "1"}, "no column 1; nearest:"),
+        ({"watermark_query": "SELECT absent"}, "no such column: absent"),
+        ({**QUERY, "query": f"{ONE} AND"}, "incomplete input"),
+    ],
+)
+def test_what_is_not_in_the_database_is_named(
+    open_source: Open, changed: dict[str, Any], complaint: str
+) -> None:
+    """The check finds a wrong table, column or statement and shows what is nearest."""
+    with pytest.raises(SourceInvalid) as caught:
+        open_source([row(MAY_2)], **changed).check()
+    assert complaint in str(caught.value)
+
+
+class Clockwork(SqlSource):
+    """A source whose present moment is known."""
+
+    @staticmethod
+    def now() -> datetime:
+        """Return noon."""
+        return datetime(2024, 6, 1, 12, tzinfo=UTC)
+
+
+def test_the_watermark_is_asked_for_or_lags(tmp_path: Path) -> None:
+    """The watermark is what its statement says, or now less the lag, or unsaid; evidence has it."""
+    url = store(tmp_path / "usage.db", [row("2024-05-02T02:00:00.5+02:00")])
+    latest: dict[str, Any] = {"watermark_query": "SELECT MAX(created_at) FROM usage"}
+    asked = Clockwork(url=url, **TABLE, **latest)
+    lagging = Clockwork(url=url, **TABLE, watermark_lag_seconds=90.0)
+    moment = datetime(2024, 5, 2, 0, 0, 0, 500_000, tzinfo=UTC)
+    assert asked.watermark() == asked.count([query()])[0].evidence.watermark == moment
+    assert lagging.watermark() == Clockwork.now() - timedelta(seconds=90)
+    assert Clockwork(url=url, **TABLE).watermark() is None
+    for source in (asked, lagging):
+        source.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["SELECT NULL", "SELECT 'soon'", "SELECT 1 WHERE 0", "SELECT '2024-05-01', 2"]
+)
+def test_a_watermark_that_is_no_moment_is_refused(open_source: Open, text: str) -> None:
+    """An empty or unreadable watermark vouches for nothing."""
+    with pytest.raises(SourceInvalid, match="watermark_query"):
+        open_source([row(MAY_2)], watermark_query=text).watermark()
+
+
+def test_no_error_shows_a_password() -> None:
+    """Neither an unreachable database nor the source's own text gives its password away."""
+    source = SqlSource(
+        url="postgresql+psycopg://reader:s3cret@127.0.0.1:9/usage?password=s3cret",
+        **{**TABLE, "time_format": "native"},
+    )
+    assert "s3cret" not in repr(source)
+    with pytest.raises((SourceInvalid, SourceUnavailable)) as caught:
+        source.check()
+    assert "s3cret" not in str(caught.value)
+    assert "reader:***@127.0.0.1:9/usage" in str(caught.value)

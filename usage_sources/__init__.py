@@ -1,0 +1,1 @@
+"""Places usage is counted; each source stands alone behind the port `UsageSource`."""

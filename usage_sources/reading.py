@@ -1,0 +1,165 @@
+"""Moments, quantities and answers, read and written exactly; pure, shared by the sources here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow
+from typing import Any, Literal
+
+from worker.domain import Aggregation, UsageQuery
+
+TimeFormat = Literal["iso", "epoch_seconds", "epoch_milliseconds", "epoch_microseconds", "native"]
+NaiveTimes = Literal["reject", "utc"]
+
+EPOCH_UNITS = {  # microseconds in one unit
+    "epoch_seconds": 1_000_000,
+    "epoch_milliseconds": 1_000,
+    "epoch_microseconds": 1,
+}
+
+# Usage outside these years means that the unit is wrong: seconds read as milliseconds are in
+# 1970, milliseconds read as seconds far beyond 9999. Both would be counted as an empty period.
+EARLIEST = datetime(1980, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DIGITS = 60  # at most so many before and so many after the point
+_EXACT = Context(prec=200, traps=[Inexact, InvalidOperation, Overflow])
+
+
+def microseconds(moment: datetime) -> int:
+    """Return an aware moment as whole microseconds since 1970 in UTC."""
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+
+
+def moment_at(count: int) -> datetime:
+    """Return the moment that lies so many microseconds after 1970."""
+    try:
+        return _EPOCH + timedelta(microseconds=count)
+    except OverflowError:
+        raise ValueError("is no moment between the years 1 and 9999") from None
+
+
+def iso_microseconds(text: object, naive_times: NaiveTimes) -> int:
+    """Read ISO 8601 text with any offset; digits beyond microseconds are cut off.
+
+    Cutting keeps `start <= t < end` exact, because a period's bounds are whole microseconds.
+    """
+    if not isinstance(text, str):
+        raise ValueError("is not ISO 8601 text")  # noqa: TRY004 - a value of the data, not a bug
+    if text[10:11] not in ("T", " ", "t") and text[8:9] not in ("T", "t"):
+        raise ValueError("is not an ISO 8601 date and time")
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = _spelt_small(text)
+    if moment.tzinfo is None:
+        moment = with_zone(moment, naive_times)
+    return microseconds(moment)
+
+
+def _spelt_small(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text.upper())
+    except ValueError:
+        raise ValueError("is not an ISO 8601 date and time") from None
+
+
+def with_zone(moment: datetime, naive_times: NaiveTimes) -> datetime:
+    """Give a moment without zone the one that the settings state, or refuse it."""
+    if moment.tzinfo is not None:
+        return moment
+    if naive_times == "reject":
+        raise ValueError('has no zone; if such times are UTC, set naive_times = "utc"')
+    return moment.replace(tzinfo=UTC)
+
+
+def epoch_microseconds(value: object, time_format: TimeFormat) -> int:
+    """Read a number of seconds, milliseconds or microseconds since 1970, written in any type."""
+    count = int((stored_quantity(value) * EPOCH_UNITS[time_format]).__floor__())
+    if not microseconds(EARLIEST) <= count < microseconds(LATEST):
+        raise ValueError(f"is not between 1980 and 9999 when read as {time_format}")
+    return count
+
+
+def exact_quantity(value: object) -> Decimal:
+    """Read a quantity that a source answered; a float or a missing value is refused."""
+    if isinstance(value, float):
+        raise ValueError(  # noqa: TRY004 - a value of the data, not a bug
+            "is a float, which cannot carry a quantity exactly; cast it to text or numeric"
+            " (on SQLite, sum with decimal_sum)"
+        )
+    return stored_quantity(value)
+
+
+def stored_quantity(value: object) -> Decimal:
+    """Read a quantity as it is stored; a float counts as its shortest decimal text."""
+    if type(value) is int:
+        return Decimal(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
+        fault = "is NULL" if value is None else "is not a number"
+        raise ValueError(fault)  # noqa: TRY004 - a value of the data, not a bug
+    text = str(value) if isinstance(value, float) else value
+    if isinstance(text, str) and (not text.isascii() or "_" in text):
+        raise ValueError("is not a number")
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        raise ValueError("is not a number") from None
+    if not number.is_finite():
+        raise ValueError("is not a finite number")
+    if number.adjusted() >= _DIGITS or int(number.as_tuple().exponent) < -_DIGITS:
+        raise ValueError(f"has more than {_DIGITS} digits before or after the point")
+    return number
+
+
+def exact_sum(one: Decimal, other: Decimal) -> Decimal:
+    """Add without rounding, whatever the context of the thread is."""
+    try:
+        return _EXACT.add(one, other)
+    except DecimalException:
+        raise ValueError("cannot be added exactly") from None
+
+
+def plain(number: Decimal) -> str:
+    """Write a number without exponent and without idle zeros: equal numbers, equal texts."""
+    text = format(number, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
+
+
+def digest(query: UsageQuery, value: Decimal | None, events: int | None) -> str:
+    """Return the SHA-256 of an answer as canonical JSON: keys sorted, numbers written plainly."""
+    answer = {
+        "component": query.component,
+        "events": events,
+        "metric": query.metric,
+        "subject": query.subject,
+        "value": None if value is None else plain(value),
+    }
+    text = json.dumps(answer, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def empty_value(aggregation: Aggregation) -> Decimal:
+    """Return what a known subject without events used; only sums of things can be zero."""
+    if aggregation in (Aggregation.MAX, Aggregation.LAST):
+        raise ValueError(f"no value in the period, so there is no {aggregation}")
+    return Decimal(0)
+
+
+def shown(value: Any) -> str:
+    """Show a value of the data in an error's one line, cut to a readable length."""
+    text = "NULL" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def no_metrics_apart(place: str, queries: list[UsageQuery]) -> str | None:
+    """Say why a source that knows no metrics cannot answer; None: it is asked for one only."""
+    asked = sorted({query.metric for query in queries})
+    if len(asked) < 2:
+        return None
+    return f"{place} cannot tell the metrics {', '.join(map(shown, asked))} apart"

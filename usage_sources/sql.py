@@ -1,0 +1,250 @@
+"""Usage counted in a database, in a table of events or by a statement of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import cached_property
+from typing import Any
+
+import sqlalchemy as sa
+
+from usage_sources.reading import (
+    EPOCH_UNITS,
+    NaiveTimes,
+    TimeFormat,
+    digest,
+    empty_value,
+    epoch_microseconds,
+    iso_microseconds,
+    moment_at,
+    shown,
+    with_zone,
+)
+from usage_sources.sql_database import Answer, Database, read_url
+from usage_sources.sql_statements import Columns
+from usage_sources.sql_table import TableReader
+from usage_sources.sql_text import SubjectsReader, TextReader, check_query, parameters_of
+from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery
+from worker.errors import SourceInvalid
+
+_COLUMNS = ("subject_column", "time_column", "metric_column", "quantity_column", "unique_column")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqlSource:
+    """Counts usage in any database that SQLAlchemy speaks to; each field is a setting.
+
+    Give either `table` with its columns, or `query`.
+    """
+
+    # SQLAlchemy URL of the database; a SQLite file is opened read-only and never created.
+    url: str = field(repr=False)
+    # How the times are stored: "iso" (text, on SQLite only for `table`), "epoch_seconds",
+    # "epoch_milliseconds", "epoch_microseconds", or "native" (a timestamp type, not on SQLite).
+    time_format: TimeFormat
+    # What a time without a zone means: "reject" makes it an error, "utc" reads it as UTC.
+    naive_times: NaiveTimes = "reject"
+    # Table or view with one row per event, "schema.table" where needed.
+    table: str | None = None
+    # Column with the id that usage is keyed by; needed with `table`.
+    subject_column: str | None = None
+    # Column with the moment the usage occurred; needed with `table`.
+    time_column: str | None = None
+    # Column with the metric's name; without it the table holds one metric only.
+    metric_column: str | None = None
+    # Column with each event's quantity; needed to count sum, max and last.
+    quantity_column: str | None = None
+    # Column whose distinct values are counted; needed to count unique.
+    unique_column: str | None = None
+    # Instead of `table`: a SELECT of `value`, and optionally `events`, for :start, :end and
+    # :subject or :subjects, and :metric, :metrics, :component or :components.
+    query: str | None = None
+    # A SELECT of those of :subjects that exist; default: with `table` those that have any row.
+    known_subjects_query: str | None = None
+    # A SELECT of the one moment, in `time_format`, up to which everything is in.
+    watermark_query: str | None = None
+    # Instead of `watermark_query`: everything older than this many seconds is in.
+    watermark_lag_seconds: float | None = None
+    # How long to wait for a connection, and again for the statements of one count.
+    timeout_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        url = read_url(self.url)
+        sqlite = url.get_backend_name() == "sqlite"
+        if (self.table is None) == (self.query is None):
+            raise ValueError("give either table or query")
+        if self.query is None:
+            self._check_table(on_sqlite=sqlite)
+        else:
+            self._check_query(self.query)
+        if sqlite and self.time_format == "native":
+            raise ValueError('time_format: SQLite has no timestamp type; use "iso" or "epoch_..."')
+        known = self.known_subjects_query
+        if known is not None and parameters_of(known) != {"subjects"}:
+            raise ValueError("known_subjects_query must use :subjects and nothing else")
+        self._check_watermark()
+        if not self.timeout_seconds > 0:
+            raise ValueError("timeout_seconds must be more than 0")
+
+    def _check_table(self, *, on_sqlite: bool) -> None:
+        for name in ("subject_column", "time_column"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is needed with table")
+        if self.time_format == "iso" and not on_sqlite:
+            raise ValueError(
+                'time_format "iso" can be compared in SQLite tables only;'
+                ' use "native" or "epoch_...", or write a query'
+            )
+
+    def _check_query(self, query: str) -> None:
+        for name in _COLUMNS:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} belongs to table; remove it, or give table, not query")
+        check_query(query)
+
+    def _check_watermark(self) -> None:
+        query, lag = self.watermark_query, self.watermark_lag_seconds
+        if query is not None and lag is not None:
+            raise ValueError("give watermark_query or watermark_lag_seconds, not both")
+        if query is not None and parameters_of(query):
+            raise ValueError("watermark_query must not use parameters")
+        if lag is not None and not lag >= 0:
+            raise ValueError("watermark_lag_seconds must be 0 or more")
+
+    def count(self, queries: Sequence[UsageQuery]) -> Sequence[Tally]:
+        """Answer every query, from one state of the database."""
+        asked_at = self.now()
+        with self._database.reading() as connection:
+            watermark = self._watermark(connection, asked_at)
+            answers = self._reader.answers(connection, queries)
+            doubtful = {
+                each.query.subject for each in answers if not each.value and not each.events
+            }
+            known = self._known(connection, doubtful)
+        return [self._tally(each, known, asked_at, watermark) for each in answers]
+
+    def watermark(self) -> datetime | None:
+        """Return the moment up to which everything is in, as the settings say; None: unsaid."""
+        if self.watermark_query is None:
+            return self._lagging(self.now())
+        with self._database.reading() as connection:
+            return self._watermark(connection, self.now())
+
+    def check(self) -> None:
+        """Ask for nobody's usage, so that every statement runs once."""
+        now = self.now()
+        nobody = UsageQuery(
+            charge_id="",
+            subject="",
+            component="",
+            metric="",
+            aggregation=Aggregation.COUNT,
+            period=Period(now, now),
+        )
+        with self._database.reading() as connection:
+            self._watermark(connection, now)
+            self._reader.answers(connection, [nobody])
+            self._known(connection, {""})
+
+    @staticmethod
+    def now() -> datetime:
+        """Return the present moment; a test's subclass may return another."""
+        return datetime.now(UTC)
+
+    def close(self) -> None:
+        """Give up the connections; the next use makes new ones."""
+        self._database.close()
+
+    @cached_property
+    def _database(self) -> Database:
+        return Database(read_url(self.url), self.timeout_seconds, self.naive_times)
+
+    @cached_property
+    def _reader(self) -> TableReader | TextReader:
+        if self.query is not None:
+            return TextReader(self._database, self.query, self.time_format, self.naive_times)
+        columns = Columns(
+            table=self.table or "",
+            subject=self.subject_column or "",
+            time=self.time_column or "",
+            metric=self.metric_column,
+            quantity=self.quantity_column,
+            unique=self.unique_column,
+            time_format=self.time_format,
+            naive_times=self.naive_times,
+        )
+        return TableReader(self._database, columns)
+
+    def _known(self, connection: sa.Connection, subjects: set[str]) -> frozenset[str] | None:
+        """Return which of the subjects exist; None: nothing here can say."""
+        if not subjects:
+            return frozenset()
+        if self.known_subjects_query is not None:
+            reader = SubjectsReader(self._database, self.known_subjects_query)
+            return reader.known(connection, subjects)
+        table = self._reader
+        return table.known(connection, subjects) if isinstance(table, TableReader) else None
+
+    def _tally(
+        self,
+        answer: Answer,
+        known: frozenset[str] | None,
+        asked_at: datetime,
+        watermark: datetime | None,
+    ) -> Tally:
+        query, value, events = answer.query, answer.value, answer.events
+        if not value and not events and known is not None:
+            value, events = self._settled(answer, is_known=query.subject in known)
+        evidence = Evidence(
+            source=self._reader.place,
+            query=answer.text,
+            parameters=answer.parameters,
+            asked_at=asked_at,
+            digest=digest(query, value, events),
+            watermark=watermark,
+        )
+        return Tally(query=query, value=value, events=events, evidence=evidence)
+
+    def _settled(self, answer: Answer, *, is_known: bool) -> tuple[Decimal | None, int | None]:
+        """Tell nothing used from nobody there, for an answer without rows or of zero."""
+        if not is_known:
+            return None, None
+        if answer.value is not None:
+            return answer.value, answer.events
+        query = answer.query
+        try:
+            return empty_value(query.aggregation), 0
+        except ValueError as error:
+            raise SourceInvalid(
+                f"{self._reader.place}: subject {shown(query.subject)}, {shown(query.metric)}"
+                f" in {query.period}: {error}"
+            ) from None
+
+    def _lagging(self, now: datetime) -> datetime | None:
+        lag = self.watermark_lag_seconds
+        return None if lag is None else now - timedelta(seconds=lag)
+
+    def _watermark(self, connection: sa.Connection, now: datetime) -> datetime | None:
+        if self.watermark_query is None:
+            return self._lagging(now)
+        rows = self._database.rows(connection, sa.text(self.watermark_query), {})[1]
+        if len(rows) != 1 or len(rows[0]) != 1:
+            raise SourceInvalid(f"{self._database.place}: watermark_query must give one value")
+        try:
+            return self._moment(rows[0][0])
+        except ValueError as error:
+            raise SourceInvalid(
+                f"{self._database.place}: watermark_query: {shown(rows[0][0])} {error}"
+            ) from None
+
+    def _moment(self, value: Any) -> datetime:
+        if self.time_format in EPOCH_UNITS:
+            return moment_at(epoch_microseconds(value, self.time_format))
+        if self.time_format == "iso":
+            return moment_at(iso_microseconds(value, self.naive_times))
+        if not isinstance(value, datetime):
+            raise ValueError("is not a timestamp")  # noqa: TRY004 - a value of the data
+        return with_zone(value, self.naive_times).astimezone(UTC)

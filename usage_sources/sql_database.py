@@ -1,0 +1,213 @@
+"""One database: connected at first use, read-only, in bounded time, errors sorted by remedy."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy import exc as sa_exc
+
+from usage_sources.reading import NaiveTimes, shown
+from usage_sources.sql_sqlite import Fault, SqliteSession, is_passing
+from worker.domain import UsageQuery
+from worker.errors import SourceInvalid, SourceUnavailable
+
+_SESSION = "usage_source_session"
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the database said to one query; no value: it had no row for it."""
+
+    query: UsageQuery
+    value: Decimal | None
+    events: int | None
+    text: str  # the statement, with the names of its parameters
+    parameters: dict[str, Any]  # JSON-ready; what was bound to them
+
+
+def grouped(
+    queries: Iterable[UsageQuery], key: Callable[[UsageQuery], _Key]
+) -> dict[_Key, list[UsageQuery]]:
+    """Put queries with equal keys together, in the order they came."""
+    groups: dict[_Key, list[UsageQuery]] = {}
+    for query in queries:
+        groups.setdefault(key(query), []).append(query)
+    return groups
+
+
+class StoredValueInvalid(SourceInvalid):
+    """A value in the database cannot be read; `fault` says which."""
+
+    def __init__(self, message: str, fault: Fault) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+def read_url(text: str) -> sa.URL:
+    """Read a database URL; the errors never repeat it, because it may hold a password."""
+    try:
+        url = sa.make_url(text)
+        url.get_dialect()
+    except (sa_exc.ArgumentError, ValueError):
+        raise ValueError(
+            "url is not a SQLAlchemy URL of an installed dialect,"
+            " as in sqlite:////var/lib/usage.db or postgresql+psycopg://user@host/db"
+        ) from None
+    if url.get_backend_name() == "sqlite":
+        _check_sqlite(url)
+    return url
+
+
+def _check_sqlite(url: sa.URL) -> None:
+    if url.get_driver_name() != "pysqlite":
+        raise ValueError("url names another SQLite driver; write sqlite:////path/to/usage.db")
+    path = url.database or ""
+    if path in ("", ":memory:") or path.startswith("file:"):
+        raise ValueError(
+            "url must name a SQLite file by its path, as in sqlite:////var/lib/usage.db;"
+            " it is opened read-only"
+        )
+
+
+class Database:
+    """An engine that only reads, kept warm between calls."""
+
+    def __init__(self, url: sa.URL, timeout_seconds: float, naive_times: NaiveTimes) -> None:
+        self.dialect_name = url.get_backend_name()
+        self.place = f"sql {url.set(query={}).render_as_string(hide_password=True)}"
+        self._url = url
+        self._timeout_seconds = timeout_seconds
+        self._naive_times = naive_times
+        self._file: tuple[int, int] | None = None
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """Give a connection in a transaction of its own, and sort every error by its remedy."""
+        if self.dialect_name == "sqlite":
+            self._look_at_file()
+        try:
+            with self._engine.connect() as connection:
+                session = connection.info.get(_SESSION)
+                if session is not None:
+                    session.start(self._timeout_seconds)
+                yield connection
+        except (sa_exc.SQLAlchemyError, UnicodeError) as error:
+            raise self._sorted(error) from None
+
+    def rows(
+        self, connection: sa.Connection, statement: sa.Executable, parameters: Mapping[str, Any]
+    ) -> tuple[Sequence[str], Sequence[sa.Row[Any]]]:
+        """Run one statement; return its column names and all its rows."""
+        try:
+            result = connection.execute(statement, parameters)
+            if not result.returns_rows:
+                raise SourceInvalid(f"{self.place}: the statement is no SELECT: {statement}")
+            return tuple(result.keys()), result.all()
+        except sa_exc.DBAPIError:
+            session = connection.info.get(_SESSION)
+            if session is None or session.fault is None:
+                raise
+            fault, session.fault = session.fault, None
+            raise StoredValueInvalid(
+                f"{self.place}: {fault.function}: {shown(fault.value)} {fault.reason}", fault
+            ) from None
+
+    def close(self) -> None:
+        """Give up the connections; the next use makes new ones."""
+        if "_engine" in self.__dict__:
+            self._engine.dispose()
+            del self.__dict__["_engine"]
+
+    @cached_property
+    def _engine(self) -> sa.Engine:
+        options: dict[str, Any] = {"hide_parameters": True, "pool_timeout": self._timeout_seconds}
+        url = self._url
+        if self.dialect_name == "sqlite":
+            path = Path(url.database or "").absolute().as_uri()
+            url = url.set(database=path, query={"mode": "ro", "uri": "true"})
+        else:
+            options["pool_pre_ping"] = True
+        if self.dialect_name == "postgresql":
+            options["isolation_level"] = "REPEATABLE READ"
+        try:
+            engine = sa.create_engine(url, connect_args=self._connect_args(), **options)
+        except ModuleNotFoundError as error:
+            raise SourceInvalid(
+                f"{self.place}: the driver {error.name} is not installed; install it with pip"
+            ) from None
+        if self.dialect_name == "sqlite":
+            self._prepare_sqlite(engine)
+        return engine
+
+    def _connect_args(self) -> dict[str, Any]:
+        seconds = max(1, math.ceil(self._timeout_seconds))
+        match self._url.get_driver_name():
+            case "pysqlite":
+                return {"timeout": self._timeout_seconds}
+            case "psycopg" | "psycopg2":
+                given = self._url.query.get("options", "")
+                bounded = (
+                    f"{given} -c statement_timeout={int(self._timeout_seconds * 1000)}"
+                    " -c default_transaction_read_only=on"
+                )
+                return {"connect_timeout": seconds, "options": bounded.strip()}
+            case "pymysql" | "mysqldb":
+                return {"connect_timeout": seconds, "read_timeout": seconds}
+            case _:
+                return {}
+
+    def _prepare_sqlite(self, engine: sa.Engine) -> None:
+        def connected(dbapi_connection: Any, record: Any) -> None:
+            record.info[_SESSION] = SqliteSession(dbapi_connection, self._naive_times)
+
+        def begun(connection: sa.Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
+
+        event.listen(engine, "connect", connected)
+        event.listen(engine, "begin", begun)
+
+    def _look_at_file(self) -> None:
+        """Refuse a missing file; let go of one that was replaced while we had it open."""
+        path = self._url.database or ""
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            raise SourceUnavailable(
+                f"{self.place}: {path} cannot be opened: {error.strerror}; check url"
+            ) from None
+        file = (found.st_dev, found.st_ino)
+        if self._file not in (None, file):
+            self.close()
+        self._file = file
+
+    def _sorted(self, error: Exception) -> SourceUnavailable | SourceInvalid:
+        cause = error.orig if isinstance(error, sa_exc.DBAPIError) and error.orig else error
+        text = " ".join(str(cause).split())[:300]
+        if self._url.password:
+            text = text.replace(str(self._url.password), "***")
+        if self._is_passing(error, cause):
+            bound = f"gave no answer within {self._timeout_seconds:g} s or could not be reached"
+            return SourceUnavailable(f"{self.place}: {bound}: {text}")
+        return SourceInvalid(f"{self.place}: {text}")
+
+    def _is_passing(self, error: Exception, cause: BaseException) -> bool:
+        if isinstance(error, sa_exc.TimeoutError):
+            return True
+        if not isinstance(error, sa_exc.DBAPIError):
+            return False
+        if self.dialect_name == "sqlite":
+            return is_passing(cause)
+        return error.connection_invalidated or isinstance(
+            error, (sa_exc.OperationalError, sa_exc.InterfaceError)
+        )

@@ -1,0 +1,294 @@
+"""The statements that count usage in one table, built by SQLAlchemy for each dialect."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from usage_sources.reading import (
+    EARLIEST,
+    EPOCH_UNITS,
+    LATEST,
+    NaiveTimes,
+    TimeFormat,
+    microseconds,
+)
+from worker.domain import Aggregation, Period
+
+# A collation that tells every two different texts apart; other databases do so by themselves.
+_BINARY = {"sqlite": "BINARY", "mysql": "utf8mb4_bin", "mariadb": "utf8mb4_bin"}
+
+Element = sa.ColumnElement[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Where in the database the events are, as the settings say."""
+
+    table: str
+    subject: str
+    time: str
+    metric: str | None
+    quantity: str | None
+    unique: str | None
+    time_format: TimeFormat
+    naive_times: NaiveTimes
+
+    def named(self) -> list[str]:
+        """List every column that the settings name."""
+        names = (self.subject, self.time, self.metric, self.quantity, self.unique)
+        return [name for name in names if name is not None]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A column that is matched against names: how it is compared, and how a name is bound."""
+
+    column: Element
+    exact: Element  # groups no two different names
+    type: sa.types.TypeEngine[Any]
+    bind: Callable[[str], Any]  # None: no row can have this name
+
+    def is_one_of(self, parameter: str) -> Element:
+        """Compare with a list that is bound later."""
+        return self.column.in_(sa.bindparam(parameter, expanding=True, type_=self.type))
+
+    def values(self, names: list[str]) -> list[Any]:
+        """Bind the names that the column's type can hold."""
+        return [value for name in names if (value := self.bind(name)) is not None]
+
+
+def time_bounds(time_format: TimeFormat, naive_times: NaiveTimes, period: Period) -> dict[str, Any]:
+    """Return `start` and `end` as they are compared with a time in this format."""
+    return {
+        "start": time_bound(time_format, naive_times, period.start),
+        "end": time_bound(time_format, naive_times, period.end),
+    }
+
+
+def time_bound(time_format: TimeFormat, naive_times: NaiveTimes, moment: datetime) -> Any:
+    """Write one moment as it is compared; between two whole units the later one decides."""
+    if time_format == "iso":
+        return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    if time_format == "native":
+        return moment.replace(tzinfo=None) if naive_times == "utc" else moment
+    return -(-microseconds(moment) // EPOCH_UNITS[time_format])
+
+
+def time_type(time_format: TimeFormat, naive_times: NaiveTimes) -> sa.types.TypeEngine[Any]:
+    """Return the type that a bound is sent as."""
+    if time_format == "iso":
+        return sa.String()
+    if time_format == "native":
+        return sa.DateTime(timezone=naive_times == "reject")
+    return sa.BigInteger()
+
+
+def falls_between(time_format: TimeFormat, period: Period) -> bool:
+    """Tell whether an edge of the period lies between two whole units of the column."""
+    unit = EPOCH_UNITS.get(time_format, 1)
+    return any(microseconds(edge) % unit for edge in (period.start, period.end))
+
+
+class TableStatements:
+    """Builds the statements for one table, from its columns' types in this database."""
+
+    def __init__(
+        self, columns: Columns, dialect_name: str, types: Mapping[str, sa.types.TypeEngine[Any]]
+    ) -> None:
+        self._columns = columns
+        self._sqlite = dialect_name == "sqlite"
+        self._dialect_name = dialect_name
+        self._types = types
+        schema, _, name = columns.table.rpartition(".")
+        self._table = sa.table(
+            name,
+            *(sa.column(each) for each in dict.fromkeys(columns.named())),
+            schema=schema or None,
+        )
+        self.subject = self._key(columns.subject)
+        self.metric = self._key(columns.metric) if columns.metric else None
+
+    def count(self, aggregation: Aggregation) -> sa.Select[Any]:
+        """Select every group's value, its number of events and how many of them had a value."""
+        if aggregation is Aggregation.LAST:
+            return self._last()
+        value, present = self._value(aggregation)
+        return (
+            sa.select(*self._keys(), sa.func.count().label("events"), present, value)
+            .where(*self._asked(), self._in_window())
+            .group_by(*(key.exact for key in self._key_columns()))
+        )
+
+    def known(self) -> sa.Select[Any]:
+        """Select a row if there is any of the subject, at any time."""
+        return sa.select(sa.literal_column("1")).where(self.subject.is_one_of("subjects")).limit(1)
+
+    def odd_time(self, *, fractions: bool) -> sa.Select[Any]:
+        """Select a row of the subjects whose time is missing or cannot be meant.
+
+        On SQLite text in a numeric column sorts above every number, so it is found here too.
+        """
+        time = self._time()
+        odd = [
+            time.is_(None),
+            time < self._bound("earliest"),
+            time >= self._bound("latest"),
+        ]
+        if fractions and self._sqlite:
+            odd.append(sa.func.typeof(time) == "real")
+        shown = time if self._sqlite else sa.cast(time, sa.String)
+        found = sa.select(self.subject.exact.label("subject"), shown.label("value"))
+        return found.where(*self._asked(), sa.or_(*odd)).limit(1)
+
+    def edges_of_time(self) -> dict[str, Any]:
+        """Return what `odd_time` binds."""
+        settings = (self._columns.time_format, self._columns.naive_times)
+        return {
+            "earliest": time_bound(*settings, EARLIEST),
+            "latest": time_bound(*settings, LATEST),
+        }
+
+    def rows_with(self, column: str) -> sa.Select[Any]:
+        """Select the subject of a row that holds the bound value in this column."""
+        return (
+            sa.select(self.subject.exact.label("subject"))
+            .where(*self._asked(), self._table.c[column].is_(sa.bindparam("value")))
+            .limit(1)
+        )
+
+    def _last(self) -> sa.Select[Any]:
+        """Rank the window's events from the latest; two different values there are ambiguous."""
+        quantity = self._quantity()
+        place = sa.func.rank().over(
+            partition_by=[key.exact for key in self._key_columns()], order_by=self._instant().desc()
+        )
+        ranked = (
+            sa.select(*self._keys(), quantity.label("quantity"), place.label("place"))
+            .where(*self._asked(), self._in_window())
+            .subquery("ranked")
+        )
+        latest = sa.case((ranked.c.place == sa.literal_column("1"), ranked.c.quantity))
+        keys = [ranked.c[label] for label in self._labels()]
+        return sa.select(
+            *keys,
+            sa.func.count().label("events"),
+            sa.func.count(ranked.c.quantity).label("present"),
+            self._largest(latest).label("value"),
+            self._smallest(latest).label("least"),
+        ).group_by(*keys)
+
+    def _value(self, aggregation: Aggregation) -> tuple[Element, Element]:
+        if aggregation is Aggregation.COUNT:
+            return sa.func.count().label("value"), sa.func.count().label("present")
+        if aggregation is Aggregation.UNIQUE:
+            unique = self._exact(self._columns.unique or "")
+            distinct = sa.func.count(sa.distinct(unique))
+            return distinct.label("value"), sa.func.count(unique).label("present")
+        quantity = self._quantity()
+        value = self._total(quantity) if aggregation is Aggregation.SUM else self._largest(quantity)
+        return value.label("value"), sa.func.count(quantity).label("present")
+
+    def _total(self, quantity: Element) -> Element:
+        return sa.func.decimal_sum(quantity) if self._sqlite else sa.func.sum(quantity)
+
+    def _largest(self, quantity: Element) -> Element:
+        return sa.func.decimal_max(quantity) if self._sqlite else sa.func.max(quantity)
+
+    def _smallest(self, quantity: Element) -> Element:
+        return sa.func.decimal_min(quantity) if self._sqlite else sa.func.min(quantity)
+
+    def _quantity(self) -> Element:
+        """Give the quantity as an exact number: elsewhere than on PostgreSQL it must be one.
+
+        NUMERIC without digits is exact on PostgreSQL and rounds to whole numbers on others.
+        """
+        name = self._columns.quantity or ""
+        column: Element = self._table.c[name]
+        if self._dialect_name != "postgresql":
+            return column
+        if isinstance(self._types[name], sa.Float):
+            column = sa.cast(column, sa.Text)  # the shortest text; a direct cast keeps 15 digits
+        return sa.cast(column, sa.Numeric)
+
+    def _time(self) -> Element:
+        return self._table.c[self._columns.time]
+
+    def _instant(self) -> Element:
+        """Give the time as something whose order is the order of the moments."""
+        iso = self._columns.time_format == "iso"
+        return sa.func.iso_microseconds(self._time()) if iso else self._time()
+
+    def _in_window(self) -> Element:
+        start, end = self._bound("start"), self._bound("end")
+        if self._columns.time_format != "iso":
+            return sa.and_(self._time() >= start, self._time() < end)
+        # Whole microseconds: up to end - 1 is before end. BETWEEN reads each text once, not twice.
+        start, end = sa.func.iso_microseconds(start), sa.func.iso_microseconds(end)
+        return self._instant().between(start, end - sa.literal_column("1"))
+
+    def _bound(self, name: str) -> Element:
+        return sa.bindparam(
+            name, type_=time_type(self._columns.time_format, self._columns.naive_times)
+        )
+
+    def _asked(self) -> list[Element]:
+        asked = [self.subject.is_one_of("subjects")]
+        return asked if self.metric is None else [*asked, self.metric.is_one_of("metrics")]
+
+    def _key_columns(self) -> list[Key]:
+        return [self.subject] if self.metric is None else [self.subject, self.metric]
+
+    def _labels(self) -> list[str]:
+        return ["subject", "metric"][: len(self._key_columns())]
+
+    def _keys(self) -> list[Element]:
+        return [
+            key.exact.label(label)
+            for key, label in zip(self._key_columns(), self._labels(), strict=True)
+        ]
+
+    def _exact(self, name: str) -> Element:
+        column: Element = self._table.c[name]
+        text = self._sqlite or isinstance(self._types[name], sa.String)
+        collation = _BINARY.get(self._dialect_name)
+        return column.collate(collation) if collation and text else column
+
+    def _key(self, name: str) -> Key:
+        column: Element = self._table.c[name]
+        kind = self._types[name]
+        if self._sqlite or (isinstance(kind, sa.String) and not isinstance(kind, sa.Enum)):
+            return Key(column, self._exact(name), sa.String(), str)
+        if isinstance(kind, sa.Integer):
+            return Key(column, column, sa.BigInteger(), _as_integer)
+        if isinstance(kind, sa.Uuid):
+            return Key(column, column, sa.Uuid(as_uuid=False), _as_uuid)
+        text = sa.cast(column, sa.String)
+        return Key(text, text, sa.String(), str)
+
+
+def _as_integer(name: str) -> int | None:
+    """Read a name that is exactly how the integer is written, so that 7 is never 007."""
+    plain = re.fullmatch(r"0|-?[1-9][0-9]{0,17}", name)
+    return int(name) if plain else None
+
+
+def _as_uuid(name: str) -> str | None:
+    try:
+        return name if str(uuid.UUID(name)) == name else None
+    except ValueError:
+        return None
+
+
+def statement_text(statement: sa.Select[Any], dialect: sa.Dialect) -> str:
+    """Write a statement on one line with the names of its parameters, for the evidence."""
+    kind: Any = type(dialect)
+    named = kind(paramstyle="named")
+    text = " ".join(str(statement.compile(dialect=named)).split())
+    return re.sub(r"\(?__\[POSTCOMPILE_(\w+)\]\)?", r"(:\1)", text)
