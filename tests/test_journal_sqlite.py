@@ -97,7 +97,8 @@ def _stored_until_full(journal: SqliteJournal) -> int:
         try:
             journal.record_delivery(one, NOW)
         except JournalUnavailable as error:
-            assert "full" in str(error)
+            if "full" not in str(error):
+                raise
             return number
     raise AssertionError("the journal never became full")
 

@@ -1,0 +1,55 @@
+"""What many tests share: a real Redis, a real sandbox, and an environment without our variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from sandbox.process import RunningSandbox, running_sandbox
+from worker.demo.redis_server import redis_server
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the configuration of the machine it runs on."""
+    for name in list(os.environ):
+        if name.startswith("RECONCILER"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def _redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis"), environ={}) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(_redis_server: str) -> str:
+    """The URL of a real, empty Redis."""
+    with Redis.from_url(_redis_server) as client:
+        client.flushall()
+    return _redis_server
+
+
+@pytest.fixture(scope="session")
+def _sandbox() -> Iterator[RunningSandbox]:
+    with running_sandbox(token="sandbox-token-of-tests") as running:
+        yield running
+
+
+@pytest.fixture
+def sandbox(_sandbox: RunningSandbox) -> Iterator[RunningSandbox]:
+    """A real sandbox over HTTP, as new; a test fails when a client broke one of its rules."""
+    _sandbox.control.reset()
+    yield _sandbox
+    assert _sandbox.control.record().broken == []
+
+
+@pytest.fixture
+def journal_url(tmp_path: Path) -> str:
+    """The URL of this test's journal."""
+    return f"sqlite:///{tmp_path}/journal.db"
