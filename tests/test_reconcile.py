@@ -18,7 +18,7 @@ from fakes import FakeClock, FakePlatform, FakeSource, lost
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from worker.domain import InvoiceState, Rules
+from worker.domain import Invoice, InvoiceState, Rules
 from worker.errors import (
     JournalUnavailable,
     PlatformRefused,
@@ -306,6 +306,22 @@ def test_an_issued_invoice_that_shows_pending_is_not_issued_again(world: World) 
     assert world.platform.issues == 1
 
 
+def test_an_issue_that_was_answered_is_never_repeated(world: World) -> None:
+    """The platform answers Unpaid and goes on showing Pending: it is not issued again (R1)."""
+
+    class Stale(FakePlatform):
+        def invoice(self, invoice_id: str) -> Invoice | None:
+            self.steps.append("invoice")
+            return an_invoice()
+
+    world.platform = Stale()
+    row = world.run_until_settled()
+    assert row.state is State.HELD
+    assert "somebody took it back" in row.reason
+    assert world.platform.issues == 1
+    assert world.clock() >= NOW + world.rules.settle
+
+
 def test_an_invoice_issued_by_others_in_the_middle_is_verified(world: World) -> None:
     """Issued over our heads with half our numbers is held, with the charges named."""
     world.platform.failures["write CHG-1"] = [PlatformUnavailable("503")]
@@ -357,6 +373,7 @@ def test_a_period_billed_elsewhere_holds(world: World) -> None:
     assert outcome.state is State.HELD
     assert other.invoice_id in outcome.reason
     assert world.platform.steps == ["invoice", "charges"]
+    assert world.source.asked == []
 
 
 @pytest.mark.parametrize(

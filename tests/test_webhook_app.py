@@ -258,6 +258,12 @@ def test_a_body_over_the_limit_is_413(client: FlaskClient, journal: SqliteJourna
     assert "262144 bytes" in answer.json["message"]
 
 
+def test_a_length_beside_a_chunked_body_is_411(client: FlaskClient) -> None:
+    """Two stories about where the body ends are none."""
+    answer = post(client, notification(), **{"Transfer-Encoding": "chunked"})
+    assert answer.status_code == 411
+
+
 def test_a_compressed_body_is_415(client: FlaskClient) -> None:
     """No compressed body is unpacked, so none can explode."""
     assert post(client, b"\x1f\x8b", **{"Content-Encoding": "gzip"}).status_code == 415
