@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from worker.domain import Delivery, Invoice, InvoiceState, UsageCharge
 from worker.errors import (
@@ -28,6 +28,7 @@ from worker.ports import ChargeWrite
 
 _PAGE = 200
 _MOST_PAGES = 100
+_LONGEST_TIMEOUT_SECONDS = 3600
 
 
 @dataclass(kw_only=True)
@@ -51,10 +52,15 @@ class BillForward:
     sleep: Callable[[float], None] = field(default=time.sleep, metadata={"setting": False})
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"https?://[^\s?#@]+", self.base_url):
+        if not _is_plain_url(self.base_url):
             raise ValueError("base_url must be a plain http(s) URL such as https://host/v1")
+        if not (self.token.isascii() and self.token.isprintable()):
+            raise ValueError("token has a character that a header cannot carry")
         if not 1 <= self.concurrency <= 64:
             raise ValueError("concurrency must be between 1 and 64")
+        for name in ("connect_timeout_seconds", "read_timeout_seconds", "total_timeout_seconds"):
+            if not 0 < getattr(self, name) <= _LONGEST_TIMEOUT_SECONDS:
+                raise ValueError(f"{name} must be above 0 and at most {_LONGEST_TIMEOUT_SECONDS}")
         self._rest = RestClient(
             self.base_url,
             self.token,
@@ -91,17 +97,16 @@ class BillForward:
         return max(versions, key=lambda version: version.version)
 
     def usage_charges(self, invoice: Invoice) -> Sequence[UsageCharge]:
-        found: dict[str, UsageCharge] = {}
+        newest: dict[str, dict[str, Any]] = {}
         for row in self._charge_rows(invoice.id):
-            if not wire.is_usage(row):
-                continue
-            charge = wire.charge(row, invoice.id)
-            known = found.get(charge.id)
-            if known is None or known.version <= charge.version:
-                found[charge.id] = charge
-        if missing := invoice.usage_charge_ids - found.keys():
+            charge_id = wire.charge_id(row)
+            known = newest.get(charge_id)
+            if known is None or wire.charge_version(known) <= wire.charge_version(row):
+                newest[charge_id] = row
+        found = [wire.charge(row, invoice.id) for row in newest.values() if wire.is_usage(row)]
+        if missing := invoice.usage_charge_ids - {charge.id for charge in found}:
             raise TransientError(f"the list of charges lacks {sorted(missing)[0]} of the invoice")
-        return list(found.values())
+        return found
 
     def recalculate(self, invoice: Invoice, quantities: Mapping[str, int]) -> Iterator[ChargeWrite]:
         if self.recalculation == "batch":
@@ -122,6 +127,8 @@ class BillForward:
             issued = next(wire.invoice(row) for row in wire.results(answer))
         except (PlatformAnswerInvalid, StopIteration) as error:
             raise OutcomeUnknown(f"issuing {invoice.id} was answered, but unreadably") from error
+        if issued.id != invoice.id:
+            raise OutcomeUnknown(f"issuing {invoice.id} was answered with another invoice")
         if issued.state not in (InvoiceState.UNPAID, InvoiceState.PAID):
             raise OutcomeUnknown(f"issuing {invoice.id} was answered with {issued.state_text}")
         return issued
@@ -134,7 +141,13 @@ class BillForward:
         for _ in range(_MOST_PAGES):
             answer = self._rest.get(
                 f"/invoices/{quote(invoice_id, safe='')}/charges",
-                {"records": _PAGE, "offset": offset, "order_by": "id", "order": "ASC"},
+                {
+                    "records": _PAGE,
+                    "offset": offset,
+                    "order_by": "id",
+                    "order": "ASC",
+                    "include_retired": "false",
+                },
             )
             rows = wire.results(answer)
             yield from rows
@@ -185,6 +198,8 @@ class BillForward:
     def _recalculate_batch(
         self, invoice: Invoice, quantities: Mapping[str, int]
     ) -> Iterator[ChargeWrite]:
+        if not quantities:
+            return
         charges = [
             {
                 "id": charge_id,
@@ -206,3 +221,14 @@ class BillForward:
                 yield wire.written(charge_id, quantity, invoice.id, rows)
             except ReconcilerError as error:
                 yield ChargeWrite(charge_id=charge_id, error=error)
+
+
+def _is_plain_url(text: str) -> bool:
+    """Tell whether a text is an http(s) URL with a host, and nothing that may hold a secret."""
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", text):
+        return False
+    try:
+        parts = urlsplit(text)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

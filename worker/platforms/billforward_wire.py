@@ -20,6 +20,7 @@ from worker.platforms.rest import ErrorBody
 from worker.ports import ChargeWrite
 
 _ID = re.compile(r"(?:[A-Z]{3}-)?[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{8,12}")
+_LARGEST_WHOLE = 10**18
 _WORD = re.compile(r"[A-Za-z]{1,64}")
 _STATES = {
     state.value: state
@@ -95,11 +96,10 @@ def _word(notification: Mapping[str, Any], key: str) -> str:
 
 def error_of(payload: Any) -> ErrorBody | None:
     """Find an error in a body; BillForward may send one at any status."""
-    if not isinstance(payload, dict) or "errorType" not in payload:
+    if not isinstance(payload, dict) or payload.get("errorType") is None:
         return None
     kind = str(payload["errorType"])
-    message = " ".join(str(payload.get("errorMessage", "")).split())
-    return ErrorBody(kind, message, _ABOUT.get(kind, "request"))
+    return ErrorBody(kind, str(payload.get("errorMessage", "")), _ABOUT.get(kind, "request"))
 
 
 def results(answer: Any) -> list[dict[str, Any]]:
@@ -130,6 +130,28 @@ def _number(row: Mapping[str, Any], key: str) -> Decimal:
     return Decimal(value)
 
 
+def _whole(row: Mapping[str, Any], key: str) -> int:
+    value = _number(row, key)
+    if not -_LARGEST_WHOLE <= value <= _LARGEST_WHOLE or value != value.to_integral_value():
+        raise PlatformAnswerInvalid(f'{row.get("id", "an answer")} has no whole number "{key}"')
+    return int(value)
+
+
+def _optional_text(row: Mapping[str, Any], key: str) -> str:
+    """Return a text, or nothing where it is left out or null: never the word "None"."""
+    return "" if row.get(key) is None else _text(row, key)
+
+
+def charge_id(row: Mapping[str, Any]) -> str:
+    """Return which charge a row is about."""
+    return _text(row, "id")
+
+
+def charge_version(row: Mapping[str, Any]) -> int:
+    """Return which version of its charge a row is."""
+    return _whole(row, "versionNumber")
+
+
 def is_usage(row: Mapping[str, Any]) -> bool:
     """Tell whether a charge is priced from usage and still counts."""
     return row.get("pricingComponentType") == "usage" and row.get("state") != "Voided"
@@ -138,17 +160,17 @@ def is_usage(row: Mapping[str, Any]) -> bool:
 def invoice(row: Mapping[str, Any]) -> Invoice:
     """Read an invoice."""
     state_text = _text(row, "state")
-    embedded = rows(row.get("charges", []), "charges")
+    embedded = [] if row.get("charges") is None else rows(row["charges"], "charges")
     return Invoice(
         id=_text(row, "id"),
         type=_text(row, "type"),
         state=_STATES.get(state_text, InvoiceState.OTHER),
         state_text=state_text,
-        version=int(_number(row, "versionNumber")),
+        version=_whole(row, "versionNumber"),
         total=_number(row, "invoiceCost"),
         currency=_text(row, "currency"),
-        subscription_id=str(row.get("subscriptionID", "")),
-        account_id=str(row.get("accountID", "")),
+        subscription_id=_optional_text(row, "subscriptionID"),
+        account_id=_optional_text(row, "accountID"),
         usage_charge_ids=frozenset(_text(row, "id") for row in embedded if is_usage(row)),
     )
 
@@ -158,15 +180,15 @@ def charge(row: Mapping[str, Any], invoice_id: str) -> UsageCharge:
     has_quantity = row.get("pricingComponentValue") is not None
     period, fault = _period(row)
     return UsageCharge(
-        id=_text(row, "id"),
+        id=charge_id(row),
         invoice_id=invoice_id,
-        subscription_id=str(row.get("subscriptionID", "")),
-        account_id=str(row.get("accountID", "")),
+        subscription_id=_optional_text(row, "subscriptionID"),
+        account_id=_optional_text(row, "accountID"),
         component=_text(row, "pricingComponentName"),
-        name=str(row.get("name", "")),
+        name=_optional_text(row, "name"),
         quantity=_number(row, "pricingComponentValue") if has_quantity else None,
         amount=_number(row, "amount"),
-        version=int(_number(row, "versionNumber")),
+        version=charge_version(row),
         period=period,
         period_fault=fault,
     )
@@ -184,6 +206,8 @@ def _period(row: Mapping[str, Any]) -> tuple[Period | None, str]:
         return Period(*bounds), ""
     except ValueError as error:
         return None, str(error)
+    except OverflowError:  # a bound at the edge of the calendar has no moment in UTC
+        return None, "its period is out of range"
 
 
 def written(

@@ -32,6 +32,7 @@ from worker.errors import (
 )
 
 _MOST_ATTEMPTS = 4
+_TOO_SOON = (requests.codes.request_timeout, 425)  # the 4xx that say: send it again
 _MOST_ERROR_TEXT = 300
 
 
@@ -72,6 +73,7 @@ class RestClient:
     ) -> None:
         """Make a client; `error_of` finds an error in a parsed body, whatever its status."""
         self.calls = 0
+        self._token = token
         self._base_url = base_url.rstrip("/")
         self._limits = limits
         self._error_of = error_of
@@ -120,7 +122,8 @@ class RestClient:
             raise
         except ReconcilerError as error:
             if outcome_unknown:  # an earlier attempt may be applied yet
-                raise OutcomeUnknown(str(error)) from error
+                asked = error.retry_after if isinstance(error, TransientError) else None
+                raise OutcomeUnknown(str(error), retry_after=asked) from error
             raise
 
     def _call(
@@ -160,8 +163,10 @@ class RestClient:
         payload = _parsed(response.content)
         error = self._error_of(payload) if payload is not _UNREADABLE else None
         about = error.about if error else _about(status)
+        if about == "request" and status >= requests.codes.internal_server_error:
+            about = "platform"  # whatever its type, it does not say that nothing was done
         if error is not None:
-            told = f"{told} {error.type}: {error.message[:_MOST_ERROR_TEXT]}"
+            told = f"{told} {self._shown(error.type)}: {self._shown(error.message)}"
         if about == "credentials":
             raise CredentialsRefused(f"{what}: {status}, the platform refused our token")
         if about == "platform":
@@ -175,6 +180,13 @@ class RestClient:
         if payload is _UNREADABLE:
             raise no_answer(f"{told}: {_described(response)}")
         return payload
+
+    def _shown(self, text: str) -> str:
+        """Make one line of the platform's text, without our token should it echo it."""
+        if self._token:
+            text = text.replace(self._token, "***")
+        printable = "".join(c if c.isprintable() else " " for c in text)
+        return " ".join(printable.split())[:_MOST_ERROR_TEXT]
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -232,7 +244,7 @@ def _retry_after(text: str | None) -> timedelta | None:
         pass
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return max(timedelta(0), moment - datetime.now(UTC))
@@ -240,7 +252,7 @@ def _retry_after(text: str | None) -> timedelta | None:
 
 def _about(status: int) -> Literal["request", "credentials", "absence", "platform"] | None:
     """Tell from the status alone what is at fault; None: nothing."""
-    if status >= requests.codes.internal_server_error:
+    if status >= requests.codes.internal_server_error or status in _TOO_SOON:
         return "platform"
     if status in (requests.codes.unauthorized, requests.codes.forbidden):
         return "credentials"
@@ -252,7 +264,7 @@ def _about(status: int) -> Literal["request", "credentials", "absence", "platfor
 def _parsed(content: bytes) -> Any:
     try:
         return json.loads(content, parse_float=Decimal, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+    except (ValueError, ArithmeticError, RecursionError):  # Decimal refuses 1e9999999999999999999
         return _UNREADABLE
 
 
