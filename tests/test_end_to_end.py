@@ -127,6 +127,7 @@ def put_invoice(
     }
     charges = [
         {
+            "id": f"CHG-00000000-0000-4000-8000-{number:04X}{n:04X}",
             "name": f"Report {n % 4}",
             "pricingComponentName": f"c{n}",
             "pricingComponentType": "usage",

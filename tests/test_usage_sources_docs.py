@@ -35,7 +35,7 @@ def test_the_example_passes_the_contract(tmp_path: Path) -> None:
 def test_the_configuration_is_toml() -> None:
     """The page's settings can be read, and name the class that the page defines."""
     first, second = (tomllib.loads(block) for block in blocks("toml"))
-    kind = first["sources"]["gateway"]["kind"]
+    kind = first["usage_sources"]["gateway"]["kind"]
     assert kind == second["project"]["entry-points"]["usage_sources"]["gateway"]
     module, _, name = kind.partition(":")
     source = next(block for block in blocks("python") if block.startswith(f"# {module}.py"))

@@ -69,8 +69,9 @@ class _Commands(click.Group):
     help=f"The TOML file.  [env: {CONFIG_VARIABLE}; default: config.toml]",
 )
 @click.version_option(package_name="invoice-reconciler")
-def main(config_file: Path | None) -> None:
-    r"""Count the usage of pending invoices, write it on their charges, and issue them.
+@click.pass_context
+def main(ctx: click.Context, config_file: Path | None) -> None:
+    """Count the usage of pending invoices, write it on their charges, and issue them.
 
     \b
     reconciler demo                 the whole job on this machine, nothing to set up
@@ -78,10 +79,14 @@ def main(config_file: Path | None) -> None:
     reconciler list --state held    what needs a person
     reconciler show INV-…           the whole story of one invoice
     reconciler replay INV-…         run it again; safe at any time
-    """
+    """  # noqa: D301  click reads the backspace itself
     if config_file is not None:
         os.environ[CONFIG_VARIABLE] = str(config_file)
-    elif CONFIG_VARIABLE not in os.environ and not Path("config.toml").exists():
+    elif (
+        ctx.invoked_subcommand != "demo"
+        and CONFIG_VARIABLE not in os.environ
+        and not Path("config.toml").exists()
+    ):
         demo_config = STATE_FOLDER / "config.toml"
         if demo_config.exists():
             click.echo(f"no config.toml here: using the demo's, {demo_config}", err=True)
@@ -112,7 +117,9 @@ def serve() -> None:
 @click.option("--burst", is_flag=True, help="Stop when the queue is empty.")
 def work(burst: bool) -> None:
     """Reconcile invoices as they ring; start one process per invoice to be worked on at a time."""
-    run_worker(_ready_config(), burst=burst)
+    config = _ready_config()
+    _doorbell(config).check()
+    run_worker(config, burst=burst)
 
 
 @main.command(name="sweep")
@@ -131,30 +138,40 @@ def sweep_command(once: bool) -> None:
 
 
 @main.command(name="list")
-@click.option("--state", "states", type=click.Choice(list(State)), multiple=True)
-@click.option("--limit", default=1000, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice([state.value for state in State]),
+    multiple=True,
+    help="Only these; may be given several times.",
+)
+@click.option(
+    "--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most so many."
+)
 @as_json
-def list_command(states: Sequence[State], limit: int, as_json: bool) -> None:
+def list_command(states: Sequence[str], limit: int, as_json: bool) -> None:
     """List invoices, oldest first."""
     rows = _journal().invoices([State(state) for state in states], limit)
     if as_json:
         _print_json([row_json(row) for row in rows])
         return
+    several = len({row.key.platform for row in rows}) > 1
     for row in rows:
+        name = str(row.key) if several else row.key.invoice_id
         due = f" (due {row.due_at:%Y-%m-%d %H:%M:%SZ})" if row.due_at else ""
-        click.echo(f"{row.key.invoice_id}  {row.state:<9} {row.reason}{due}")
+        click.echo(f"{name}  {row.state:<9} {row.reason}{due}".rstrip())
     click.echo(f"{len(rows)} invoices", err=True)
 
 
 @main.command()
 @click.argument("invoice_id", metavar="INV")
-@click.option("--platform", help="Where two platforms know the same id.")
+@click.option("--platform", help="Needed where several know the id.")
 @as_json
 def show(invoice_id: str, platform: str | None, as_json: bool) -> None:
     """Tell the whole story of one invoice, from the journal alone."""
     config = configured()
     journal = open_journal(config.journal.url)
-    key = _key(config, invoice_id, platform)
+    key = _key(config, journal, invoice_id, platform)
     history = journal.history(key)
     if history is None:
         _fail(f"the journal knows no {key}; reconciler replay asks the platform for it")
@@ -166,11 +183,15 @@ def show(invoice_id: str, platform: str | None, as_json: bool) -> None:
 
 @main.command()
 @click.argument("invoice_id", metavar="INV")
-@click.option("--platform", help="Needed when several platforms are configured.")
+@click.option("--platform", help="Needed where several know the id, or none yet.")
 @click.option("--reason", default="", help="Why; goes into the invoice's record.")
 @click.option("--recount", is_flag=True, help="Count anew; only while nothing was written.")
 @click.option(
-    "--wait", default=30.0, show_default=True, help="Seconds to wait for a worker's answer."
+    "--wait",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds to wait for a worker's answer.",
 )
 @as_json
 def replay(
@@ -179,8 +200,8 @@ def replay(
     """Run one invoice again, through the same job; safe from every state, any number of times."""
     config = configured()
     journal = open_journal(config.journal.url)
-    key = _key(config, invoice_id, platform)
-    asked = {"by": getpass.getuser(), "reason": reason}
+    key = _key(config, journal, invoice_id, platform)
+    asked = {"by": _user(), "reason": reason}
     if recount:
         entry = Entry(kind=EntryKind.DISCARDED, at=utc_now(), data=asked)
         if not journal.discard_tallies(key, entry):
@@ -194,7 +215,10 @@ def replay(
     if as_json:
         _print_json(row_json(row))
     else:
-        click.echo(f"{key}: {row.state}: {row.reason or 'no worker has answered yet'}")
+        told = f"{row.state}: {row.reason}" if row.reason else row.state
+        click.echo(f"{key}: {told}")
+    if _is_open(row):
+        click.echo(f"no worker has answered within {wait:g} s; is one running?", err=True)
     if row.state not in (State.ISSUED, State.SKIPPED) or _is_open(row):
         sys.exit(NEEDS_ATTENTION)
 
@@ -232,13 +256,16 @@ def _doorbell(config: Config) -> Doorbell:
     return Doorbell(config.queue.redis_url, config.queue.name)
 
 
-def _key(config: Config, invoice_id: str, platform: str | None) -> InvoiceKey:
+def _key(config: Config, journal: Journal, invoice_id: str, platform: str | None) -> InvoiceKey:
+    """Name the invoice; of several platforms, the one on which the journal knows the id."""
     if not _ID.fullmatch(invoice_id):
         raise click.UsageError(f"{invoice_id!r} is not an invoice's id")
     if platform is None:
-        if len(config.platforms) > 1:
-            raise click.UsageError(f"name one with --platform: {', '.join(config.platforms)}")
-        platform = next(iter(config.platforms))
+        names = list(config.platforms)
+        known = [n for n in names if len(names) > 1 and journal.history(InvoiceKey(n, invoice_id))]
+        if len(known or names) > 1:
+            raise click.UsageError(f"name one with --platform: {', '.join(known or names)}")
+        platform = (known or names)[0]
     elif platform not in config.platforms:
         raise click.UsageError(f"there is no platform {platform!r} in the config")
     return InvoiceKey(platform, invoice_id)
@@ -251,9 +278,16 @@ def _settled(journal: Journal, key: InvoiceKey, wait: float) -> InvoiceRow:
         history = journal.history(key)
         if history is None:
             raise ReconcilerError(f"{key} is not in the journal")
-        if not _is_open(history.row) or time.monotonic() >= deadline:
+        if not _is_open(history.row) or not time.monotonic() < deadline:
             return history.row
         time.sleep(_POLL_SECONDS)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's process may have no name
+        return f"uid {os.getuid()}"
 
 
 def _is_open(row: InvoiceRow) -> bool:

@@ -1,51 +1,75 @@
 """The configuration: one TOML file, then the environment; every complaint at once.
 
-`RECONCILER__SECTION__KEY` overrides a key, `RECONCILER__SECTION__KEY_FILE` names a file that
-holds its value. Secrets come only that way.
+`overrides` reads the environment and finds the secrets, which come only that way.
 """
 
 from __future__ import annotations
 
-import re
+import copy
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from redis.connection import parse_url
 
 from worker.domain import Aggregation, Component, Rounding, Rules, Subject, UnknownSubject
 from worker.errors import ConfigError
+from worker.logs import masked
+from worker.overrides import (
+    GROUPS,
+    WEBHOOK_SECRETS,
+    Where,
+    dotted,
+    missing,
+    override,
+    secret_values,
+    secrets_in_file,
+)
 from worker.plugins import (
-    PLATFORMS,
-    SOURCES,
     UnknownKind,
     complaints_about,
     plain_error,
     plugin_class,
-    secrets_of,
+    required_secrets_of,
     suggestion,
     unknown,
 )
 
-PREFIX = "RECONCILER__"
-_PASSWORD_IN_URL = re.compile(r"://[^/\s:@]*:([^/\s@]+)@")
-_WEBHOOK_SECRETS = ("password", "previous_password")
+_MOST_SECONDS = 10 * 365 * 24 * 60 * 60  # more would leave the calendar
+_KEPT_BACK = (*WEBHOOK_SECRETS, "redis_url", "url")  # never shown: they are or hold secrets
 
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-SomeSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=_MOST_SECONDS, allow_inf_nan=False)]
+SomeSeconds = Annotated[float, Field(gt=0, le=_MOST_SECONDS, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where pydantic would take them for 1 and 0."""
+        expected = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and expected is not bool:
+            raise ValueError("must not be true or false")
+        return value
+
 
 class WebhookSection(_Section):
     """Who may deliver notifications, and where they are received."""
 
-    username: str = Field(default="billing-platform", min_length=1)
+    username: str = Field(default="billing-platform", pattern=r"^[^:\s]+$")
     password: str = Field(default="", repr=False)
     previous_password: str = Field(default="", repr=False)
     host: str = "127.0.0.1"
@@ -57,15 +81,25 @@ class WebhookSection(_Section):
 class QueueSection(_Section):
     """The doorbell."""
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     name: str = Field(default="reconcile", pattern=r"^[A-Za-z0-9_-]{1,64}$")
     sweep_interval_seconds: SomeSeconds = 60
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_url_of_redis(cls, url: str) -> str:
+        """Refuse here what Redis' client would refuse with a traceback, later."""
+        try:
+            parse_url(url)  # type: ignore[no-untyped-call]
+        except ValueError:
+            raise ValueError("must be a URL such as redis://127.0.0.1:6379/0") from None
+        return url
 
 
 class JournalSection(_Section):
     """The truth."""
 
-    url: str = "sqlite:///state/journal.db"
+    url: str = Field(default="sqlite:///state/journal.db", repr=False)
 
 
 class RulesSection(_Section):
@@ -120,7 +154,7 @@ class PluginConfig:
     """One platform or usage source: its class and its settings, checked."""
 
     plugin: type[Any]
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(repr=False)  # with the secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,27 +186,25 @@ def load_config(path: Path, environ: Mapping[str, str]) -> Config:
         raise ConfigError(
             [f"there is no {path}; copy config.example.toml there, or name another with --config"]
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError([f"{path} cannot be read: {error}"]) from error
     return config_of(data, environ)
 
 
-def config_of(data: dict[str, Any], environ: Mapping[str, str]) -> Config:
+def config_of(file_data: Mapping[str, Any], environ: Mapping[str, str]) -> Config:
     """Check what a file says together with the environment."""
-    complaints = list(_secrets_in_file(data))
-    complaints += _override(data, environ)
-    try:
-        file = _File.model_validate(data)
-    except ValidationError as error:
-        complaints += [_complaint(detail) for detail in error.errors()]
-        raise ConfigError(complaints) from None
-    platforms, missing = _plugins(PLATFORMS, "platforms", file.platforms, complaints)
-    sources, missing_too = _plugins(SOURCES, "usage_sources", file.usage_sources, complaints)
-    complaints += _unknown_sources(file)
-    if complaints:
+    data = copy.deepcopy(dict(file_data))
+    complaints = secrets_in_file(data)
+    origins, unreadable = override(data, environ)
+    found = _Findings(data, origins)
+    file = found.file()
+    platforms, sources = found.plugins("platforms"), found.plugins("usage_sources")
+    found.check_sources()
+    complaints += [*unreadable, *found.complaints]
+    if complaints or file is None:
         raise ConfigError(complaints)
     if not file.webhook.password:
-        missing.append(_missing("webhook", "password"))
+        found.missing_secrets.append(missing("webhook", "password"))
     return Config(
         webhook=file.webhook,
         queue=file.queue,
@@ -181,9 +213,68 @@ def config_of(data: dict[str, Any], environ: Mapping[str, str]) -> Config:
         rules=_rules(file),
         platforms=platforms,
         usage_sources=sources,
-        missing_secrets=(*missing, *missing_too),
-        secrets=tuple(_secret_values(file, platforms | sources)),
+        missing_secrets=tuple(found.missing_secrets),
+        secrets=tuple(found.secrets),
     )
+
+
+class _Findings:
+    """One look at the data: each part is checked whatever is wrong with the others."""
+
+    def __init__(self, data: dict[str, Any], origins: Mapping[Where, str]) -> None:
+        self.complaints: list[str] = []
+        self.missing_secrets: list[str] = []
+        self.secrets = secret_values(data)
+        self._data = data
+        self._origins = origins
+
+    def file(self) -> _File | None:
+        """Check everything but the settings of plugins."""
+        try:
+            return _File.model_validate(self._data)
+        except ValidationError as error:
+            for detail in error.errors():
+                where, wrong = _complaint(detail)
+                self._complain(where, wrong)
+            return None
+
+    def plugins(self, section: str) -> dict[str, PluginConfig]:
+        """Check each plugin's settings, and note the secrets that are not set."""
+        found: dict[str, PluginConfig] = {}
+        for name, given in self._tables(section).items():
+            settings = dict(given)
+            try:
+                plugin = plugin_class(GROUPS[section], str(settings.pop("kind", name)))
+            except UnknownKind as error:
+                self._complain((section, name, "kind"), str(error))
+                continue
+            unset = [one for one in required_secrets_of(plugin) if settings.get(one) in (None, "")]
+            self.missing_secrets += [missing(section, name, secret) for secret in unset]
+            placeholders = dict.fromkeys(unset, "not set")
+            for place, wrong in complaints_about(plugin, {**settings, **placeholders}):
+                self._complain((section, name, *place), wrong)
+            found[name] = PluginConfig(plugin, settings)
+        return found
+
+    def check_sources(self) -> None:
+        """Check that every component names a usage source that is there."""
+        sources = self._tables("usage_sources")
+        for name, component in self._tables("components").items():
+            source = component.get("source")
+            if isinstance(source, str) and source not in sources:
+                told = f'there is no usage source "{source}"{suggestion(source, sources)}'
+                self._complain(("components", name, "source"), told)
+
+    def _tables(self, section: str) -> dict[str, dict[str, Any]]:
+        tables = self._data.get(section)
+        given = tables if isinstance(tables, dict) else {}
+        return {name: table for name, table in given.items() if isinstance(table, dict)}
+
+    def _complain(self, where: Where, wrong: str) -> None:
+        """Name the key, and the variable that set it; no secret stays in the text."""
+        origin = next((v for k, v in self._origins.items() if k[: len(where)] == where), "")
+        told = f"{wrong} (set by {origin})" if origin else wrong
+        self.complaints.append(f"{dotted(where)}: {masked(told, self.secrets)}")
 
 
 def _rules(file: _File) -> Rules:
@@ -206,142 +297,14 @@ def _rules(file: _File) -> Rules:
     )
 
 
-def _plugins(
-    group: str, section: str, given: dict[str, dict[str, Any]], complaints: list[str]
-) -> tuple[dict[str, PluginConfig], list[str]]:
-    """Check each plugin's settings; return them, and the secrets that are not set."""
-    found: dict[str, PluginConfig] = {}
-    missing: list[str] = []
-    for name, settings in given.items():
-        settings = dict(settings)
-        where = f"{section}.{_quoted(name)}"
-        try:
-            plugin = plugin_class(group, str(settings.pop("kind", name)))
-        except UnknownKind as error:
-            complaints.append(f"{where}.kind: {error}")
-            continue
-        unset = [secret for secret in secrets_of(plugin) if not settings.get(secret)]
-        missing += [_missing(section, name, secret) for secret in unset]
-        placeholders = dict.fromkeys(unset, "not set")
-        for setting, wrong in complaints_about(plugin, {**settings, **placeholders}):
-            complaints.append(f"{where}.{setting}: {wrong}" if setting else f"{where}: {wrong}")
-        found[name] = PluginConfig(plugin, settings)
-    return found, missing
-
-
-def _unknown_sources(file: _File) -> Iterator[str]:
-    for name, component in file.components.items():
-        if component.source not in file.usage_sources:
-            near = suggestion(component.source, file.usage_sources)
-            yield (
-                f"components.{_quoted(name)}.source: there is no usage source"
-                f' "{component.source}"{near}'
-            )
-
-
-def _secrets_in_file(data: dict[str, Any]) -> Iterator[str]:
-    """Find secrets that stand in the file, by their key or inside a URL."""
-    for where, value in _leaves(data):
-        named = len(where) > 1 and where[-1] in _secret_keys(data, where)
-        if named or (isinstance(value, str) and _PASSWORD_IN_URL.search(value)):
-            yield f"{_dotted(where)}: a secret must not stand in the file; set {variable(*where)}"
-
-
-def _leaves(data: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield from _leaves(value, (*where, key))
-    else:
-        yield where, data
-
-
-def _secret_keys(data: dict[str, Any], where: tuple[str, ...]) -> Collection[str]:
-    """Return the names of the secrets in the section a key stands in."""
-    groups = {"platforms": PLATFORMS, "usage_sources": SOURCES}
-    if where[0] == "webhook":
-        return _WEBHOOK_SECRETS
-    if where[0] not in groups or len(where) != 3:
-        return ()
-    try:
-        kind = data[where[0]][where[1]].get("kind", where[1])
-        return secrets_of(plugin_class(groups[where[0]], str(kind)))
-    except UnknownKind:
-        return ()
-
-
-def _secret_values(file: _File, plugins: Mapping[str, PluginConfig]) -> Iterator[str]:
-    yield from (file.webhook.password, file.webhook.previous_password)
-    for plugin in plugins.values():
-        yield from (str(plugin.settings.get(name, "")) for name in secrets_of(plugin.plugin))
-    everything = [file.queue.redis_url, file.journal.url]
-    everything += [str(v) for plugin in plugins.values() for v in plugin.settings.values()]
-    for value in everything:
-        if found := _PASSWORD_IN_URL.search(value):
-            yield found.group(1)
-
-
-def _override(data: dict[str, Any], environ: Mapping[str, str]) -> Iterator[str]:
-    """Put what the environment says into the data; yield what cannot be read."""
-    for name in sorted(environ):
-        if not name.startswith(PREFIX):
-            continue
-        path, value = name.removeprefix(PREFIX).split("__"), environ[name]
-        if path[-1].endswith("_FILE"):
-            path[-1] = path[-1].removesuffix("_FILE")
-            try:
-                value = Path(value).read_text().rstrip("\r\n")
-            except (OSError, UnicodeDecodeError) as error:
-                yield f"{name}: {type(error).__name__}: cannot read the file it names"
-                continue
-        if not all(path):
-            yield f"{name}: write it as {PREFIX}SECTION__KEY"
-            continue
-        try:
-            _put(data, path, _parsed(value))
-        except (TypeError, tomllib.TOMLDecodeError):
-            yield f"{name}: does not fit the file's structure or is not a TOML list"
-
-
-def _put(data: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        data = data.setdefault(_key(data, part), {})
-    data[_key(data, path[-1])] = value
-
-
-def _key(data: Mapping[str, Any], part: str) -> str:
-    """Return the key an environment variable's part means; an unknown one in lower case."""
-    if not isinstance(data, dict):
-        raise TypeError
-    return next((key for key in data if _upper(key) == part.upper()), part.lower())
-
-
-def _parsed(value: str) -> Any:
-    """Return a list where the text is one; everything else is text that its type will read."""
-    return tomllib.loads(f"v = {value}")["v"] if value.startswith("[") else value
-
-
-def variable(*where: str) -> str:
-    """Return the environment variable that sets a key."""
-    return PREFIX + "__".join(_upper(part) for part in where)
-
-
-def _upper(key: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]", "_", key).upper()
-
-
-def _missing(*where: str) -> str:
-    name = variable(*where)
-    return f"{_dotted(where)} is not set: put it into {name}, or its file's path into {name}_FILE"
-
-
-def _complaint(detail: Mapping[str, Any]) -> str:
-    where = tuple(str(part) for part in detail["loc"])
+def _complaint(detail: Mapping[str, Any]) -> tuple[Where, str]:
+    where = tuple(str(part) for part in detail["loc"] if part != "[key]")
     if detail["type"] == "extra_forbidden":
-        return f"{_dotted(where)}: {unknown(where[-1], _names_at(where[:-1]))}"
-    return f"{_dotted(where)}: {plain_error(detail, secret=where[-1] in _WEBHOOK_SECRETS)}"
+        return where, unknown(where[-1], _names_at(where[:-1]))
+    return where, plain_error(detail, secret=where[-1] in _KEPT_BACK)
 
 
-def _names_at(where: tuple[str, ...]) -> list[str]:
+def _names_at(where: Where) -> list[str]:
     """Return the settings of a section."""
     if not where:
         return list(_File.model_fields)
@@ -349,11 +312,3 @@ def _names_at(where: tuple[str, ...]) -> list[str]:
         return list(ComponentSection.model_fields)
     section = _File.model_fields[where[0]].annotation
     return list(getattr(section, "model_fields", ()))
-
-
-def _dotted(where: tuple[str, ...]) -> str:
-    return ".".join(map(_quoted, where))
-
-
-def _quoted(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else f'"{key}"'

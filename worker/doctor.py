@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
 
@@ -28,7 +29,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at one thing after the other; nothing is changed."""
+    """Look at one thing after the other; changes nothing but to make a journal where none is."""
     try:
         config = configured()
     except ConfigError as error:
@@ -40,7 +41,8 @@ def examine() -> Iterator[Finding]:
         yield Finding("secrets", well=False, told=secret, mend="set it where the processes start")
     if not config.missing_secrets:
         yield Finding("secrets", well=True, told="all set")
-    yield _looked("journal", lambda: _check_journal(config), "make the folder and disk writable")
+    mend = "correct journal.url, or make its folder and disk writable"
+    yield _looked("journal", lambda: _check_journal(config), mend)
     yield from _redis(config)
     if not config.missing_secrets:
         yield from _outside(config)
@@ -54,9 +56,9 @@ def _looked(subject: str, look: Callable[[], str], mend: str) -> Finding:
 
 
 def _check_journal(config: Config) -> str:
-    journal = open_journal(config.journal.url)
-    journal.check()
-    ignored = sum(journal.ignored().values())
+    with closing(open_journal(config.journal.url)) as journal:
+        journal.check()
+        ignored = sum(journal.ignored().values())
     return f"{config.journal.url} can be written; {ignored} events asked for nothing"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Collection
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -22,7 +22,6 @@ def configure_logs(
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _masking(secrets),
     ]
     handler: logging.StreamHandler[TextIO] = logging.StreamHandler(sys.stderr)
     as_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
@@ -34,7 +33,13 @@ def configure_logs(
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+            # Masked here, not in `shared`: loggers keep the processors that they began with, and
+            # a configuration that is read again may bring other secrets.
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _masking(secrets),
+                last,
+            ],
         )
     )
     root = logging.getLogger()
@@ -54,8 +59,8 @@ def configure_logs(
 
 
 def masked(text: str, secrets: Collection[str]) -> str:
-    """Replace every secret in a text."""
-    for secret in secrets:
+    """Replace every secret in a text; the longest first, as one may hold another."""
+    for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, "***")
     return text
@@ -64,10 +69,17 @@ def masked(text: str, secrets: Collection[str]) -> str:
 def _masking(secrets: Collection[str]) -> Processor:
     """Make the last belt: nothing puts a secret into an event, and this would cut it out."""
 
+    def plain(value: Any) -> Any:
+        match value:
+            case None | bool() | int() | float():
+                return value
+            case dict():
+                return {masked(str(key), secrets): plain(inner) for key, inner in value.items()}
+            case list() | tuple():
+                return [plain(inner) for inner in value]
+        return masked(value if isinstance(value, str) else repr(value), secrets)
+
     def mask(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-        return {
-            key: masked(value, secrets) if isinstance(value, str) else value
-            for key, value in event.items()
-        }
+        return {key: plain(value) for key, value in event.items()}
 
     return mask

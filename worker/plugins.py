@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import entry_points
 from pkgutil import resolve_name
@@ -17,6 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 
 PLATFORMS = "billing_platforms"
 SOURCES = "usage_sources"
+
+_OF_TABLES = ("model_type", "dict_type", "dataclass_type")  # what stands there may be a secret
+_MOST_SHOWN = 80
 
 
 class UnknownKind(LookupError):
@@ -41,8 +45,9 @@ def plugin_class(group: str, kind: str) -> type[Any]:
             f'no kind "{kind}"{suggestion(kind, kinds(group))}; there are {known},'
             ' or name your own as "package.module:Class"'
         ) from None
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UnknownKind(f'kind "{kind}" cannot be loaded: {error}') from error
+    except Exception as error:  # importing runs whatever the module says
+        reason = f"{type(error).__name__}: {error}"
+        raise UnknownKind(f'kind "{kind}" cannot be loaded: {reason}') from error
     if not isinstance(found, type) or not dataclasses.is_dataclass(found):
         raise UnknownKind(f'kind "{kind}" is not a dataclass, whose fields would be its settings')
     return found
@@ -53,16 +58,31 @@ def secrets_of(plugin: type[Any]) -> list[str]:
     return [field.name for field in _settings(plugin) if field.metadata.get("secret")]
 
 
-def complaints_about(plugin: type[Any], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Check settings without connecting anywhere; return (setting, what is wrong) pairs."""
+def required_secrets_of(plugin: type[Any]) -> list[str]:
+    """Return the names of the secrets that the plugin cannot do without."""
+    must = [field.name for field in _settings(plugin) if _has_no_default(field)]
+    return [name for name in secrets_of(plugin) if name in must]
+
+
+def complaints_about(
+    plugin: type[Any], settings: Mapping[str, Any]
+) -> list[tuple[tuple[str, ...], str]]:
+    """Check settings without connecting anywhere; return (place, what is wrong) pairs.
+
+    A complaint about the settings as a whole has an empty place.
+    """
     names = [field.name for field in _settings(plugin)]
-    complaints = [(name, unknown(name, names)) for name in settings if name not in names]
+    complaints: list[tuple[tuple[str, ...], str]] = [
+        ((name,), unknown(name, names)) for name in settings if name not in names
+    ]
     known = {name: value for name, value in settings.items() if name in names}
     try:
         build(plugin, _with_name(plugin, "check", known))
     except ValidationError as error:
         secrets = secrets_of(plugin)
         complaints += [_complaint(detail, secrets) for detail in error.errors()]
+    except Exception as error:  # noqa: BLE001  a plugin's own code may raise anything
+        complaints.append(((), f"{type(error).__name__} while it was made: {error}"))
     return complaints
 
 
@@ -92,12 +112,31 @@ def plain_error(detail: Mapping[str, Any], *, secret: bool = False) -> str:
     if detail["type"] == "missing":
         return "is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    shown = isinstance(detail["input"], str | int | float) and not secret
-    return f"{message} (got {detail['input']!r})" if shown else message
+    message = re.sub(r"^\w+ should| or instance of \w+", _must, message)
+    shown = not secret and detail["type"] not in _OF_TABLES
+    return f"{message}{_got(detail['input'])}" if shown else message
+
+
+def _must(found: re.Match[str]) -> str:
+    return "" if found[0].startswith(" ") else "must"
+
+
+def _got(value: object) -> str:
+    """Show a single value, cut to a readable length; nothing of any other."""
+    if isinstance(value, int) and value.bit_length() > _MOST_SHOWN:
+        return ""
+    if not isinstance(value, str | int | float):
+        return ""
+    text = repr(value)
+    return f" (got {text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + '...'})"
 
 
 def _settings(plugin: type[Any]) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(plugin) if field.metadata.get("setting", True)]
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _with_name(plugin: type[Any], name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,6 +147,6 @@ def _with_name(plugin: type[Any], name: str, settings: Mapping[str, Any]) -> dic
     return {**settings, **({"name": name} if has_name else {})}
 
 
-def _complaint(detail: Mapping[str, Any], secrets: Collection[str]) -> tuple[str, str]:
-    where = ".".join(str(part) for part in detail["loc"])
-    return where, plain_error(detail, secret=not where or where in secrets)
+def _complaint(detail: Mapping[str, Any], secrets: Collection[str]) -> tuple[tuple[str, ...], str]:
+    where = tuple(str(part) for part in detail["loc"])
+    return where, plain_error(detail, secret=not where or where[0] in secrets)

@@ -77,7 +77,8 @@ def _headline(row: InvoiceRow) -> Iterator[str]:
     if row.reason:
         yield f"  {row.reason}"
     if row.due_at:
-        yield f"  due {utc_text(row.due_at)}, {row.attempt} failed attempts in a row"
+        failed = f", {row.attempt} failed attempts in a row" if row.attempt else ""
+        yield f"  due {utc_text(row.due_at)}{failed}"
     if row.lease_owner:
         yield f"  being worked on by {row.lease_owner}"
 
@@ -130,7 +131,8 @@ def _told(entry: Entry, times: dict[str, int]) -> str:
             charges = len(data["tallies"])
             return f"{charges} usage charge{'s' * (charges != 1)}, frozen"
         case EntryKind.CHARGE_INTENT:
-            return f"{data['component']}: {data['from']} -> {data['to']} on {data['charge_id']}"
+            was = "nothing" if data["from"] is None else data["from"]
+            return f"{data['component']}: {was} -> {data['to']} on {data['charge_id']}"
         case EntryKind.CHARGE_ANSWER if "error" not in data:
             return (
                 f"{data['component']}: {data['quantity']} costs {data['amount']}"
@@ -153,7 +155,8 @@ def _told(entry: Entry, times: dict[str, int]) -> str:
 
 def _plainly(data: dict[str, Any]) -> str:
     """Write the fields that are not told elsewhere."""
-    parts = [str(data["reason"])] if data.get("reason") else []
+    parts = [f"by {data['by']}"] if "by" in data else []
+    parts += [str(data["reason"])] if data.get("reason") else []
     if "error" in data:
         parts.append(f"{data.get('charge_id', '')} refused: {data['error']}".strip())
     if "until" in data:

@@ -32,6 +32,7 @@ class NoRedis(RuntimeError):
 def redis_server(folder: Path, environ: Mapping[str, str] = os.environ) -> Iterator[str]:
     """Yield the URL of a running Redis; its data goes into `folder`."""
     if url := environ.get("REDIS_URL"):
+        _ask(url)
         yield url
         return
     binary = find_binary()
@@ -48,6 +49,18 @@ def redis_server(folder: Path, environ: Mapping[str, str] = os.environ) -> Itera
         yield url
     finally:
         stop(server)
+
+
+def _ask(url: str) -> None:
+    """Raise NoRedis unless the server that REDIS_URL names answers; never repeat the URL."""
+    try:
+        with Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2) as client:
+            client.ping()
+    except (RedisError, ValueError) as error:
+        raise NoRedis(
+            f"no answer from the Redis that REDIS_URL names ({type(error).__name__});"
+            " start it, or unset REDIS_URL to have one started here"
+        ) from None
 
 
 def find_binary() -> str:

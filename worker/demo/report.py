@@ -47,6 +47,13 @@ class Report:
             ]
         return "\n".join(lines)
 
+    def totals(self) -> dict[str, Decimal]:
+        """Return what each invoice comes to, as the platform last said."""
+        return {
+            history.row.key.invoice_id: Decimal(last_seen(history).get("total", "NaN"))
+            for history in self.histories
+        }
+
     def _why(self, row: InvoiceRow) -> str:
         if held := self.held_first.get(row.key.invoice_id):
             return f". First held: {held}"

@@ -6,15 +6,18 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import requests
+from rq.results import Result
 
 from sandbox.client import ControlError, SandboxControl
 from sandbox.process import RunningSandbox, StartError, running_sandbox
@@ -56,8 +59,9 @@ def run_demo(*, as_json: bool) -> int:
     """Run the demo in the working directory; return the exit code."""
     began_at = time.monotonic()
     try:
-        with _folder(STATE_FOLDER.resolve()) as folder, ExitStack() as stack:
+        with _stoppable(), _folder(STATE_FOLDER.resolve()) as folder, ExitStack() as stack:
             report = _played(_set_up(folder, stack))
+            demand_totals(report, scenario.STORIES)
     except _FAILURES as error:
         print(f"demo failed: {error}", file=sys.stderr)
         return 1
@@ -65,6 +69,32 @@ def run_demo(*, as_json: bool) -> int:
     _say(f"{len(report.histories)} invoices in {time.monotonic() - began_at:.1f} s")
     _say(f"how the first was counted: .venv/bin/reconciler show {scenario.ARTICLE}")
     return 0
+
+
+def demand_totals(report: Report, stories: Sequence[scenario.Story]) -> None:
+    """Raise StepFailed, naming each invoice that does not come to what its story says."""
+    seen = report.totals()
+    wrong = [
+        f"{story.invoice_id} comes to {seen.get(story.invoice_id)}, expected {story.total}"
+        for story in stories
+        if seen.get(story.invoice_id) != story.total
+    ]
+    if wrong:
+        raise StepFailed("\n".join(wrong))
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end what was started, as Ctrl-C does."""
+
+    def stop(_number: int, _frame: object) -> NoReturn:
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -103,7 +133,10 @@ def _set_up(folder: Path, stack: ExitStack) -> Stage:
         "RECONCILER__PLATFORMS__BILLFORWARD__TOKEN": sandbox.token,
         "RECONCILER__QUEUE__REDIS_URL": redis_url,
         "RECONCILER__QUEUE__NAME": queue,
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1"),
     }
+    doorbell = Doorbell(redis_url, queue)
+    stack.callback(_forget_queue, doorbell)  # once its worker, started below, has ended
     _say("webhook endpoint and worker")
     webhook = stack.enter_context(running("webhook", ["serve"], folder, environ))
     worker = stack.enter_context(running("worker", ["work"], folder, environ))
@@ -118,8 +151,6 @@ def _set_up(folder: Path, stack: ExitStack) -> Stage:
     sandbox.control.add_webhook(f"http://{_USER}:{password}@127.0.0.1:{port}/webhooks/{PLATFORM}")
     journal = open_journal(f"sqlite:///{folder / 'journal.db'}")
     stack.callback(journal.close)
-    doorbell = Doorbell(redis_url, queue)
-    stack.callback(_forget_queue, doorbell)
     return Stage(
         folder=folder,
         environ=environ,
@@ -208,14 +239,20 @@ def _forget_queue(doorbell: Doorbell) -> None:
     for registry in (queue.failed_job_registry, queue.finished_job_registry):
         for job_id in registry.get_job_ids(cleanup=False):
             registry.remove(job_id, delete_job=True)
+            doorbell.redis.delete(Result.get_key(job_id))  # type: ignore[no-untyped-call]
     queue.delete(delete_jobs=True)
+    for key in doorbell.redis.scan_iter("rq:worker:*"):  # RQ keeps a dead worker for a minute
+        if doorbell.redis.hget(key, "queues") == queue.name.encode():
+            doorbell.redis.delete(key)
 
 
 def _ready(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=2).status_code == 200
-    except requests.RequestException:
-        return False
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy must not come between us and the loopback
+        try:
+            return session.get(url, timeout=2).status_code == 200
+        except requests.RequestException:
+            return False
 
 
 def _say(step: str) -> None:

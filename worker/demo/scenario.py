@@ -55,17 +55,18 @@ class Story:
     invoice_id: str
     shows: str
     ends: State
+    total: Decimal  # what its invoice comes to in the end
     times: int = 1  # how often its notification is delivered
 
 
 STORIES = (
-    Story(ARTICLE, "the article's example: 105 messages", State.ISSUED),
-    Story(REPORTS, "51 usage charges, 5 of them used", State.ISSUED),
-    Story(FINAL, "FinalArrears, cut-short period", State.ISSUED),
-    Story(TRIAL, "a Trial", State.SKIPPED),
-    Story(RECALCULATED, "already recalculated", State.SKIPPED),
-    Story(UNMAPPED, "unmapped component, then replayed", State.HELD),
-    Story(THRICE, "its notification came three times", State.ISSUED, times=3),
+    Story(ARTICLE, "the article's example: 105 messages", State.ISSUED, Decimal("5.10")),
+    Story(REPORTS, "51 usage charges, 5 of them used", State.ISSUED, Decimal("43.00")),
+    Story(FINAL, "FinalArrears, cut-short period", State.ISSUED, Decimal("0.80")),
+    Story(TRIAL, "a Trial", State.SKIPPED, Decimal("0")),
+    Story(RECALCULATED, "already recalculated", State.SKIPPED, Decimal("0")),
+    Story(UNMAPPED, "unmapped component, then replayed", State.HELD, Decimal("1.00")),
+    Story(THRICE, "its notification came three times", State.ISSUED, Decimal("0.80"), times=3),
 )
 
 
