@@ -4,7 +4,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint format lock clean
+SEEDS ?= 200
+FIRST ?= 1
+JOURNAL ?= sqlite
+
+.PHONY: help demo test crash-proof lint format lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +24,9 @@ demo: .venv/.ready  ## run the main job end to end on embedded defaults
 
 test: .venv/.ready lint  ## run every check that CI runs
 	$(BIN)/pytest
+
+crash-proof: .venv/.ready  ## play SEEDS=200 seeds of crashes and faults, from FIRST=1, on JOURNAL=sqlite or postgres
+	$(BIN)/python -m proof --seeds $(SEEDS) --first $(FIRST) --journal $(JOURNAL)
 
 lint: .venv/.ready  ## format, style, types and import directions
 	$(BIN)/ruff format --check .

@@ -54,7 +54,7 @@ class Receiver:
         """Store a delivery durably, ring for its invoice, and say what became of it."""
         key = delivery.key
         if key is None:
-            self.journal.count_ignored(delivery.platform, delivery.event, at)
+            self.journal.count_ignored(delivery, at)
             return "ignored"
         receipt = self.journal.record_delivery(delivery, at)
         if receipt is Receipt.CONFLICT:

@@ -125,6 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(Response(status=413))
             self.close_connection = True
             return
+        if not self._is_whole(body):
+            self.close_connection = True
+            return
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(method=self.command, target=self.path, headers=headers, body=body)
         try:
@@ -144,6 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
         if chunked or not length.isdigit() or int(length) > _LARGEST_BODY_BYTES:
             return None
         return self.rfile.read(int(length))
+
+    def _is_whole(self, body: bytes) -> bool:
+        """Tell whether the client lived to send all of it."""
+        return len(body) == int(self.headers.get("Content-Length", "0"))
 
     def _send(self, response: Response) -> None:
         head = [

@@ -91,6 +91,7 @@ def rules(*components: Component, **changed: Any) -> Rules:
         issue_without_usage=True,
         not_found_grace=timedelta(minutes=2),
         watermark_poll=timedelta(minutes=5),
+        watermark_deadline=timedelta(days=3),
         settle=timedelta(minutes=2),
         retry_delays=(timedelta(seconds=5), timedelta(seconds=30)),
         max_attempts=3,
@@ -136,7 +137,6 @@ def frozen(quantity: int = 105, **changed: Any) -> FrozenTally:
     good = FrozenTally(
         charge_id="CHG-1",
         span=Span("SUB-1", "Text messages", MONTH),
-        subject="SUB-1",
         metric="text_message",
         aggregation=Aggregation.COUNT,
         quantity=quantity,

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres import database, new_journal_url, postgres, postgres_url
 from redis import Redis
 
 from sandbox.process import RunningSandbox, running_sandbox
 from worker.demo.redis_server import redis_server
+
+__all__ = ["database", "new_journal_url", "postgres", "postgres_url"]  # fixtures
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -10,7 +10,7 @@ from decimal import Decimal
 import builders
 
 from worker.domain import Delivery, Invoice, InvoiceState, Tally, UsageCharge, UsageQuery
-from worker.errors import OutcomeUnknown, ReconcilerError
+from worker.errors import OutcomeUnknown, ReconcilerError, Stopped
 from worker.ports import ChargeWrite
 
 
@@ -43,6 +43,7 @@ class FakePlatform:
     lost_answers: set[str] = field(default_factory=set)
     steps: list[str] = field(default_factory=list)
     calls: int = 0
+    longest_call: timedelta = timedelta(seconds=35)
     issues: int = 0
 
     def parse_delivery(self, body: bytes) -> Delivery:
@@ -59,10 +60,14 @@ class FakePlatform:
         self._step("charges")
         return list(self.charges.values())
 
-    def recalculate(self, invoice: Invoice, quantities: Mapping[str, int]) -> Iterator[ChargeWrite]:
+    def recalculate(
+        self, invoice: Invoice, quantities: Mapping[str, int], stopping: Callable[[], bool]
+    ) -> Iterator[ChargeWrite]:
         """Write one charge after the other."""
         failed: ReconcilerError | None = None
         for charge_id, quantity in quantities.items():
+            if failed is None and stopping():
+                failed = Stopped("not sent")
             if failed is None:
                 failed = self._written(charge_id, quantity)
             charge = None if failed else self.charges[charge_id]
@@ -82,6 +87,16 @@ class FakePlatform:
         if failure is not None:
             raise failure
         return issued
+
+    def pending_invoices(self, offset: int) -> Sequence[str]:
+        """Return the pending invoices, two a page."""
+        self._step("pending")
+        pending = [i.id for i in self.invoices.values() if i.state is InvoiceState.PENDING]
+        return pending[offset : offset + 2]
+
+    def acknowledge_delivery(self, delivery_id: str) -> None:
+        """Take note of it."""
+        self._step(f"ack {delivery_id}")
 
     def check(self) -> None:
         """Answer."""

@@ -26,6 +26,7 @@ from worker.errors import (
     PlatformRefused,
     PlatformUnavailable,
     ReconcilerError,
+    Stopped,
     TransientError,
 )
 from worker.platforms.billforward import BillForward
@@ -39,6 +40,11 @@ PAGE = {"records": "200", "order_by": "id", "order": "ASC", "include_retired": "
 REFUSAL = {"errorType": "ValidationError", "errorMessage": "no"}
 
 Row = dict[str, Any]
+
+
+def going_on() -> bool:
+    """Say that the worker was not asked to end."""
+    return False
 
 
 @pytest.fixture(name="http")
@@ -392,7 +398,7 @@ def recalculated(number: int) -> str:
 
 def writes(found: BillForward, quantities: Mapping[str, int]) -> list[ChargeWrite]:
     """Write quantities and return what became of each."""
-    return list(found.recalculate(invoice(), quantities))
+    return list(found.recalculate(invoice(), quantities, going_on))
 
 
 @pytest.mark.parametrize("quantity", [0, 105, 10**15])
@@ -441,7 +447,7 @@ def test_charge_behaviour(http: responses.RequestsMock) -> None:
 def test_charge_not_written(
     http: responses.RequestsMock, answer: dict[str, Any], kind: type[ReconcilerError], how: str
 ) -> None:
-    """An answer that does not show the quantity on the charge is an error, not a charge."""
+    """No answer that shows the quantity is an error; only a "not now" is sent again."""
     if how == "batch" and "results" in answer.get("json", {}):
         batch = {"charges": answer["json"]["results"], "recalculatedInvoices": []}
         answer = {"json": envelope(batch)}
@@ -449,6 +455,7 @@ def test_charge_not_written(
     (write,) = writes(platform(recalculation=how), {charge_id(0): 7})
     assert (write.charge_id, write.charge) == (charge_id(0), None)
     assert isinstance(write.error, kind)
+    assert len(http.calls) == (4 if kind is PlatformUnavailable else 1)
 
 
 @pytest.mark.parametrize("how", ["each", "batch"])
@@ -458,17 +465,23 @@ def test_nothing_to_write(how: str) -> None:
     assert (writes(found, {}), found.calls) == ([], 0)
 
 
-def test_first_failure_stops(http: responses.RequestsMock) -> None:
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [({"json": REFUSAL, "status": 400}, PlatformRefused), ({"status": 503}, OutcomeUnknown)],
+)
+def test_first_failure_stops(
+    http: responses.RequestsMock, answer: dict[str, Any], kind: type[ReconcilerError]
+) -> None:
     """After a failure no further charge is sent, and each unsent one comes with an error."""
     http.post(recalculated(0), json=envelope(row(0)))
-    http.post(recalculated(1), json=REFUSAL, status=400)
+    http.post(recalculated(1), **answer)
     quantities = {charge_id(number): 0 for number in range(5)}
     found = writes(platform(concurrency=1), quantities)
     assert {write.charge_id for write in found} == set(quantities)
     assert len(found) == 5
     errors = {write.charge_id: write.error for write in found}
     assert errors[charge_id(0)] is None
-    assert isinstance(errors[charge_id(1)], PlatformRefused)
+    assert isinstance(errors[charge_id(1)], kind)
     assert all(isinstance(errors[charge_id(n)], PlatformUnavailable) for n in (2, 3, 4))
     assert all("not sent" in str(errors[charge_id(n)]) for n in (2, 3, 4))
     assert len(http.calls) == 2
@@ -576,7 +589,7 @@ def test_failure_among_several(server: Charges) -> None:
     """Writes on their way when another fails come to their end; no new one is begun."""
     server.refused, server.held = {charge_id(0)}, {charge_id(1)}
     found = platform(base_url=server.url, concurrency=2)
-    iterator = found.recalculate(invoice(), {charge_id(number): 5 for number in range(6)})
+    iterator = found.recalculate(invoice(), {charge_id(number): 5 for number in range(6)}, going_on)
     first = next(iterator)
     assert (first.charge_id, type(first.error)) == (charge_id(0), PlatformRefused)
     server.let_go.set()
@@ -593,7 +606,7 @@ def test_closed_early(server: Charges, concurrency: int) -> None:
     """Closing the iterator waits for what is on its way and sends nothing more."""
     server.meeting = threading.Barrier(concurrency)
     found = platform(base_url=server.url, concurrency=concurrency)
-    iterator = found.recalculate(invoice(), {charge_id(number): 5 for number in range(9)})
+    iterator = found.recalculate(invoice(), {charge_id(number): 5 for number in range(9)}, going_on)
     next(iterator)
     assert isinstance(iterator, Generator)
     iterator.close()
@@ -602,10 +615,59 @@ def test_closed_early(server: Charges, concurrency: int) -> None:
     assert found.calls == concurrency
 
 
+def test_asked_to_end_it_sends_no_more_and_tells_of_every_charge(server: Charges) -> None:
+    """What is on its way comes to its end; what was not sent is yielded as such."""
+    found = platform(base_url=server.url, concurrency=1)
+    wanted = {charge_id(number): 5 for number in range(3)}
+    results = list(found.recalculate(invoice(), wanted, lambda: len(server.asked) >= 1))
+    assert [type(one.error) for one in results] == [type(None), Stopped, Stopped]
+    assert {one.charge_id for one in results} == set(wanted)
+    assert len(server.asked) == 1
+
+
+@responses.activate
+def test_pending_invoices_are_read_in_pages_oldest_first() -> None:
+    """The list is asked for by offset, in ascending order, and gives ids only."""
+    page = {"results": [{"id": f"INV-00000000-0000-4000-8000-{n:08X}"} for n in range(2)]}
+    sent = responses.get("http://h/v1/invoices/state/Pending", json=page)
+    found = platform(base_url="http://h/v1").pending_invoices(50)
+    assert found == [row["id"] for row in page["results"]]
+    assert sent.calls[0].request.params == {
+        "records": "50",
+        "offset": "50",
+        "order_by": "created",
+        "order": "ASC",
+        "include_retired": "false",
+    }
+
+
+@responses.activate
+def test_an_id_that_cannot_be_one_is_not_taken_from_the_list() -> None:
+    """Ids become paths, so the platform's list is not trusted with them either."""
+    page = {"results": [{"id": "../../x"}]}
+    responses.get("http://h/v1/invoices/state/Pending", json=page)
+    with pytest.raises(PlatformAnswerInvalid, match="cannot be one"):
+        platform(base_url="http://h/v1").pending_invoices(0)
+
+
+@responses.activate
+@pytest.mark.parametrize("status", [200, 503])
+def test_an_acknowledgement_is_sent_exactly_once(status: int) -> None:
+    """It is a GET with an effect: nothing repeats it, whatever the answer."""
+    sent = responses.get("http://h/v1/notifications/ack/NOT-1", status=status, json={"results": []})
+    found = platform(base_url="http://h/v1")
+    if status == 200:
+        found.acknowledge_delivery("NOT-1")
+    else:
+        with pytest.raises(PlatformUnavailable):
+            found.acknowledge_delivery("NOT-1")
+    assert sent.call_count == 1
+
+
 def test_nothing_is_sent_before_it_is_asked_for(server: Charges) -> None:
     """An iterator that nobody begins sends nothing."""
     found = platform(base_url=server.url)
-    found.recalculate(invoice(), {charge_id(0): 5})
+    found.recalculate(invoice(), {charge_id(0): 5}, going_on)
     assert (found.calls, server.asked) == (0, [])
 
 
@@ -653,6 +715,7 @@ def test_batch_answers_in_part(http: responses.RequestsMock) -> None:
     ("answer", "kind"),
     [
         ({"json": REFUSAL, "status": 400}, PlatformRefused),
+        ({"status": 429}, PlatformUnavailable),
         ({"status": 503}, OutcomeUnknown),
         ({"json": envelope()}, PlatformAnswerInvalid),
         ({"json": envelope({})}, PlatformAnswerInvalid),
@@ -662,12 +725,13 @@ def test_batch_answers_in_part(http: responses.RequestsMock) -> None:
 def test_batch_fails(
     http: responses.RequestsMock, answer: dict[str, Any], kind: type[ReconcilerError]
 ) -> None:
-    """A batch that fails as a whole fails for each of its charges."""
+    """A batch that fails as a whole fails for each charge; only a "not now" is sent again."""
     http.post(BATCH, **answer)
     quantities = {charge_id(number): 7 for number in range(3)}
     found = writes(platform(recalculation="batch"), quantities)
     assert [write.charge_id for write in found] == list(quantities)
     assert [type(write.error) for write in found] == [kind] * 3
+    assert len(http.calls) == (4 if kind is PlatformUnavailable else 1)
 
 
 # --- issuing

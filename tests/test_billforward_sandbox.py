@@ -78,7 +78,7 @@ def wanted(platform: BillForward, invoice: Invoice) -> dict[str, int]:
 
 def write(platform: BillForward, invoice: Invoice, quantities: dict[str, int]) -> list[ChargeWrite]:
     """Write quantities and return what became of each."""
-    return list(platform.recalculate(invoice, quantities))
+    return list(platform.recalculate(invoice, quantities, lambda: False))
 
 
 def standing(platform: BillForward, invoice: Invoice) -> dict[str, int]:
@@ -232,9 +232,21 @@ FAULTS: list[Json] = [
     {"kind": "drop_before"},
     {"kind": "drop_after"},
 ]
-every_fault = pytest.mark.parametrize(
-    "fault", FAULTS, ids=lambda fault: "-".join(str(value) for value in fault.values())
-)
+LOST_ANSWERS = [*FAULTS[1:], {"kind": "late_commit", "seconds": 0}]
+
+
+def named(fault: Json) -> str:
+    """Name a case."""
+    return "-".join(str(value) for value in fault.values())
+
+
+every_fault = pytest.mark.parametrize("fault", FAULTS, ids=named)
+every_lost_answer = pytest.mark.parametrize("fault", LOST_ANSWERS, ids=named)
+
+
+def carried_out(fault: Json) -> bool:
+    """Tell whether a spoiled request is carried out all the same."""
+    return fault["kind"] in ("drop_after", "late_commit") or "commit" in fault
 
 
 @every_fault
@@ -251,21 +263,44 @@ def test_reads_survive(sandbox: RunningSandbox, slept: list[float], fault: Json)
     assert_nothing_broken(sandbox)
 
 
-@every_fault
+@either_way
+def test_not_now_is_repeated(sandbox: RunningSandbox, slept: list[float], how: str) -> None:
+    """A quantity that the platform takes "not now" is sent again after the wait it asks for."""
+    platform = adapter(sandbox, slept, recalculation=how)
+    invoice = fetched(platform, put(sandbox, 8))
+    quantities = wanted(platform, invoice)
+    sandbox.control.add_fault("rate_limit", retry_after="3", times=3, match={"method": "POST"})
+    found = write(platform, invoice, quantities)
+    assert [one.error for one in found] == [None] * 8
+    assert standing(platform, invoice) == quantities
+    assert len(requests_of(sandbox, "rate_limit")) == len(slept) == 3
+    assert all(wait >= 3 for wait in slept)
+    assert_nothing_broken(sandbox)
+
+
+@every_lost_answer
 @either_way
 def test_quantities_survive(
     sandbox: RunningSandbox, slept: list[float], fault: Json, how: str
 ) -> None:
-    """Quantities are right in the end, whether or not a failed attempt had been carried out."""
+    """A write without an answer is sent once and unknown; written again later, all is right."""
     platform = adapter(sandbox, slept, recalculation=how)
     invoice = fetched(platform, put(sandbox, 8))
-    quantities = wanted(platform, invoice)
-    sandbox.control.add_fault(times=3, match={"method": "POST"}, **fault)
+    before, quantities = standing(platform, invoice), wanted(platform, invoice)
+    times, sent = (3, 8) if how == "each" else (1, 1)
+    sandbox.control.add_fault(times=times, match={"method": "POST"}, **fault)
     found = write(platform, invoice, quantities)
-    assert [one.error for one in found] == [None] * 8
+    lost = {one.charge_id: quantities[one.charge_id] for one in found if one.error}
+    assert {type(one.error) for one in found if one.error} == {OutcomeUnknown}
+    assert {one.charge_id for one in found} == set(quantities)
+    assert len(lost) == (3 if how == "each" else 8)
+    paths = [one["path"] for one in sandbox.control.record().sent("POST", "/recalculate")]
+    assert len(paths) == len(set(paths)) == sent
+    assert (len(requests_of(sandbox, fault["kind"])), slept) == (times, [])
+    undone = {} if carried_out(fault) else {charge: before[charge] for charge in lost}
+    assert standing(platform, invoice) == {**quantities, **undone}
+    assert [one.error for one in write(platform, invoice, lost)] == [None] * len(lost)
     assert standing(platform, invoice) == quantities
-    assert len(requests_of(sandbox, fault["kind"])) == len(slept) == 3
-    assert all(wait >= 3 for wait in slept) or fault["kind"] != "rate_limit"
     assert_nothing_broken(sandbox)
 
 
@@ -282,6 +317,9 @@ def test_lasting_faults(sandbox: RunningSandbox, slept: list[float], fault: Json
     sent = [one.error for one in found if one.error and "not sent" not in str(one.error)]
     kind = PlatformUnavailable if fault["kind"] == "rate_limit" else OutcomeUnknown
     assert [type(error) for error in sent] == [kind] * 2
+    attempts = 4 if kind is PlatformUnavailable else 1
+    assert len(requests_of(sandbox, fault["kind"])) == 2 * attempts
+    assert len(slept) == 2 * (attempts - 1)
     sandbox.control.clear_faults()
     assert all(one.error is None for one in write(platform, invoice, quantities))
     assert standing(platform, invoice) == quantities
@@ -304,7 +342,7 @@ def test_issue_is_sent_once(sandbox: RunningSandbox, slept: list[float], fault: 
     else:
         assert type(caught.value) is OutcomeUnknown
     happened = fetched(platform, invoice.id).state is InvoiceState.UNPAID
-    assert happened is (fault["kind"] == "drop_after" or "commit" in fault)
+    assert happened is carried_out(fault)
     assert record.issues == ({invoice.id: 1} if happened else {})
 
 

@@ -246,10 +246,11 @@ def test_work_without_redis(place: Path) -> None:
 
 def test_sweep_once(journal: SqliteJournal, redis_url: str) -> None:
     """`sweep --once` rings for what is due, once however often it is run."""
+    told = "rang for 1 invoices, found 0 pending, acknowledged 0 notifications\n"
     three(journal)
     for _ in range(2):
         result = run("sweep", "--once", redis=redis_url, **SECRETS)
-        assert (result.stdout, result.stderr) == ("", "rang for 1 invoices\n")
+        assert (result.stdout, result.stderr) == ("", told)
     assert Doorbell(redis_url, "reconcile").queue.job_ids == [job_id_of(KEY)]
 
 
@@ -406,7 +407,7 @@ def test_every_command_has_help(name: str, command: click.Command) -> None:
     assert lines[0].startswith(f"Usage: main {name}")
     assert lines[2].startswith("  ")
     assert lines[2].strip()[0].isupper()
-    assert (command.help or "").rstrip().endswith(".")
+    assert (command.help or "").split("\n\n")[0].rstrip().endswith(".")
     unexplained = [
         parameter.name
         for parameter in command.params

@@ -125,6 +125,7 @@ def section_settings(section: type[BaseModel]) -> dict[str, Any]:
 EXPLAINED = [
     (["webhook"], section_settings(configuration.WebhookSection)),
     (["queue"], section_settings(configuration.QueueSection)),
+    (["sweep"], section_settings(configuration.SweepSection)),
     (["journal"], section_settings(configuration.JournalSection)),
     (["rules"], section_settings(configuration.RulesSection)),
     (["log"], section_settings(configuration.LogSection)),
@@ -149,7 +150,7 @@ def test_the_example_loads_uncommented() -> None:
     """Every commented-out setting of the example may be put in force, two rivals apart."""
     data = tomllib.loads(uncommented(EXAMPLE.read_text()))
     assert set(data) == {
-        *("webhook", "platforms", "queue", "journal"),
+        *("webhook", "platforms", "queue", "sweep", "journal"),
         *("rules", "usage_sources", "components", "log"),
     }
     config = config_of(data, SECRETS)
@@ -510,14 +511,15 @@ def test_every_rule_arrives() -> None:
         "retry_delays_seconds": [5, 6],
         "max_attempts": 7,
         "lease_seconds": 8,
+        "watermark_deadline_seconds": 9,
     }
     assert set(given) == set(configuration.RulesSection.model_fields)
     rules = config_of(changed(rules=given), SECRETS).rules
     assert rules.invoice_types == {"A", "B"}
     assert rules.issue_without_usage is False
     durations = [rules.grace, rules.not_found_grace, rules.watermark_poll, rules.settle]
-    durations += [*rules.retry_delays, rules.lease]
-    assert [duration.total_seconds() for duration in durations] == [1, 2, 3, 4, 5, 6, 8]
+    durations += [*rules.retry_delays, rules.lease, rules.watermark_deadline]
+    assert [duration.total_seconds() for duration in durations] == [1, 2, 3, 4, 5, 6, 8, 9]
     assert rules.max_attempts == 7
 
 

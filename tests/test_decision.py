@@ -33,6 +33,7 @@ from worker.decision import (
     judge_tallies,
     judge_watermarks,
     queries_by_source,
+    spans_of,
 )
 from worker.domain import InvoiceState, Period, Rounding, Span, Subject, UnknownSubject
 from worker.record import BilledSpan, Progress
@@ -53,7 +54,7 @@ def test_an_invoice_not_found_is_waited_for_a_little() -> None:
 
 def test_an_invoice_not_found_for_long_is_held() -> None:
     """After the grace for unknown invoices a person must look."""
-    late = replace(known(), now=NOW + 5 * MINUTE)
+    late = known(unknown_since=NOW - 5 * MINUTE)
     assert judge_invoice(None, late, RULES) == Hold("the platform does not know this invoice")
 
 
@@ -77,9 +78,11 @@ def test_a_voided_invoice_is_skipped_even_after_our_writes() -> None:
 
 
 def test_an_unknown_state_is_not_taken_for_pending() -> None:
-    """A state this program does not know is named and left alone."""
+    """A state this program does not know is named, and a person looks."""
     strange = an_invoice(state=InvoiceState.OTHER, state_text="Draft")
-    assert judge_invoice(strange, known(), RULES) == Skip("it is already Draft")
+    for progress in ({}, {"issue_tried": True}):
+        decision = judge_invoice(strange, known(**progress), RULES)
+        assert decision == Hold("its state Draft is not known to this program")
 
 
 def test_an_invoice_we_issued_is_never_issued_again() -> None:
@@ -109,6 +112,18 @@ def test_a_version_that_is_not_ours_is_skipped() -> None:
     assert decision == Skip("its versionNumber is 2: somebody else recalculated it")
 
 
+@pytest.mark.parametrize(
+    "changed", [{"state": InvoiceState.UNPAID}, {"state": InvoiceState.PAID}, {"version": 2}]
+)
+def test_what_others_did_while_it_awaited_us_is_held(changed: dict[str, Any]) -> None:
+    """We had seen it waiting for its usage, and somebody went ahead without: a person must know."""
+    decision = judge_invoice(an_invoice(**changed), known(awaited_us=True), RULES)
+    assert isinstance(decision, Hold)
+    assert "while it awaited our count" in decision.reason
+    trial = an_invoice(**changed, type="Trial")
+    assert isinstance(judge_invoice(trial, known(awaited_us=True), RULES), Skip)
+
+
 def test_a_version_that_moved_during_our_work_is_resumed() -> None:
     """A failure between writes is resumed, never skipped because versionNumber moved (R5)."""
     assert judge_invoice(an_invoice(version=2), known(charges_tried=True), RULES) is None
@@ -125,13 +140,22 @@ def test_a_write_without_an_answer_is_waited_for() -> None:
 
 def test_an_invoice_without_usage_is_issued_as_it_is() -> None:
     """A subscription's first invoice has no usage charge and would otherwise stay pending."""
-    assert judge_charges([], [], RULES, NOW) == Recalculate(())
+    assert judge_charges([], [], known(), RULES) == Recalculate(())
+
+
+def test_usage_charges_get_the_time_to_appear() -> None:
+    """Charges are made one by one: an empty list is believed only after the grace."""
+    rules = some_rules(grace=5 * MINUTE)
+    decision = judge_charges([], [], known(), rules)
+    assert decision == Wait(NOW + 4 * MINUTE, "it has no usage charge yet")
+    later = replace(known(), now=NOW + 4 * MINUTE)
+    assert judge_charges([], [], later, rules) == Recalculate(())
 
 
 def test_an_invoice_without_usage_is_left_alone_where_the_rules_say_so() -> None:
     """`issue_without_usage = false` leaves such invoices to somebody else."""
     rules = some_rules(issue_without_usage=False)
-    assert judge_charges([], [], rules, NOW) == Skip("it has no usage charge")
+    assert judge_charges([], [], known(), rules) == Skip("it has no usage charge")
 
 
 def test_every_unmapped_component_is_named() -> None:
@@ -141,7 +165,7 @@ def test_every_unmapped_component_is_named() -> None:
         a_charge(id="CHG-2", component="Calls"),
         a_charge(id="CHG-3"),
     ]
-    decision = judge_charges(charges, [], RULES, NOW)
+    decision = judge_charges(charges, [], known(), RULES)
     assert isinstance(decision, Hold)
     assert 'component "Fax pages" has no source. Map it' in decision.reason
     assert '"Calls"' in decision.reason
@@ -151,7 +175,7 @@ def test_every_unmapped_component_is_named() -> None:
 def test_many_faults_are_named_up_to_five() -> None:
     """A reason stays one readable line however much is wrong."""
     charges = [a_charge(id=f"CHG-{n}", component=f"C{n}") for n in range(9)]
-    decision = judge_charges(charges, [], RULES, NOW)
+    decision = judge_charges(charges, [], known(), RULES)
     assert isinstance(decision, Hold)
     assert decision.reason.endswith("; and 4 more")
 
@@ -159,19 +183,19 @@ def test_many_faults_are_named_up_to_five() -> None:
 def test_a_period_that_cannot_be_read_holds() -> None:
     """A missing, inverted or zoneless period is never guessed."""
     broken = a_charge(period=None, period_fault="its periodEnd is missing")
-    decision = judge_charges([broken], [], RULES, NOW)
+    decision = judge_charges([broken], [], known(), RULES)
     assert decision == Hold('"Text messages" (CHG-1): its periodEnd is missing')
 
 
 def test_a_charge_without_its_subject_holds() -> None:
     """Without an id there is nobody to count for; that is not a count of zero."""
-    decision = judge_charges([a_charge(subscription_id="")], [], RULES, NOW)
+    decision = judge_charges([a_charge(subscription_id="")], [], known(), RULES)
     assert decision == Hold('"Text messages" (CHG-1) names no subscription')
 
 
 def test_the_same_component_twice_for_one_period_holds() -> None:
     """Two charges for the same usage would bill it twice."""
-    decision = judge_charges([a_charge(), a_charge(id="CHG-2")], [], RULES, NOW)
+    decision = judge_charges([a_charge(), a_charge(id="CHG-2")], [], known(), RULES)
     assert isinstance(decision, Hold)
     assert "twice for overlapping periods (CHG-1, CHG-2)" in decision.reason
 
@@ -179,13 +203,13 @@ def test_the_same_component_twice_for_one_period_holds() -> None:
 def test_two_periods_of_one_component_are_both_billed() -> None:
     """Adjacent periods share no moment, so both may stand on one invoice."""
     earlier = a_charge(id="CHG-2", period=Period(START - timedelta(days=30), START))
-    assert judge_charges([a_charge(), earlier], [], RULES, NOW) is None
+    assert judge_charges([a_charge(), earlier], [], known(), RULES) is None
 
 
 def test_a_period_billed_on_another_invoice_holds() -> None:
     """What another invoice bills is named, with that invoice."""
     other = BilledSpan(invoice_id="INV-2", span=Span("SUB-1", "Text messages", MONTH))
-    decision = judge_charges([a_charge()], [other], RULES, NOW)
+    decision = judge_charges([a_charge()], [other], known(), RULES)
     assert isinstance(decision, Hold)
     assert "billed on INV-2" in decision.reason
 
@@ -195,9 +219,9 @@ def test_counting_waits_for_the_slowest_period_and_the_grace() -> None:
     rules = some_rules(a_component(), a_component(name="Calls"), grace=timedelta(hours=2))
     later = Period(START, END + timedelta(hours=1))
     charges = [a_charge(), a_charge(id="CHG-2", component="Calls", period=later)]
-    decision = judge_charges(charges, [], rules, NOW)
+    decision = judge_charges(charges, [], known(), rules)
     assert decision == Wait(END + timedelta(hours=3), 'the period of "Calls" is not over')
-    assert judge_charges(charges, [], rules, END + timedelta(hours=3)) is None
+    assert judge_charges(charges, [], replace(known(), now=END + timedelta(hours=3)), rules) is None
 
 
 def test_a_source_that_is_behind_is_waited_for() -> None:
@@ -209,6 +233,23 @@ def test_a_source_that_is_behind_is_waited_for() -> None:
     )
     assert judge_watermarks(charges, {"events": END}, RULES, NOW) is None
     assert judge_watermarks(charges, {"events": None}, RULES, NOW) is None
+
+
+def test_a_source_that_stays_behind_is_held() -> None:
+    """Waiting for a watermark ends, long after the period, with a person."""
+    late = END + RULES.watermark_deadline
+    decision = judge_watermarks([a_charge()], {"events": START}, RULES, late)
+    assert isinstance(decision, Hold)
+    assert "long after the period's end" in decision.reason
+
+
+def test_an_accounts_usage_is_billed_on_one_of_its_subscriptions_only() -> None:
+    """Two subscriptions that count by account would each bill all of it."""
+    rules = some_rules(a_component(subject=Subject.ACCOUNT))
+    (span,) = spans_of([a_charge(subscription_id="SUB-2")], rules)
+    other = BilledSpan(invoice_id="INV-2", span=span)
+    assert isinstance(judge_charges([a_charge()], [other], known(), rules), Hold)
+    assert judge_charges([a_charge(account_id="ACC-2")], [other], known(), rules) is None
 
 
 def test_questions_carry_the_charges_own_period_and_subject() -> None:
@@ -226,8 +267,8 @@ def test_questions_carry_the_charges_own_period_and_subject() -> None:
 
 def test_counted_values_become_what_is_billed() -> None:
     """A good count is frozen with its evidence; a counted zero is written as zero (R4)."""
-    assert judge_tallies([a_charge()], [a_tally(105)], RULES) == Recalculate((a_frozen(105),))
-    assert judge_tallies([a_charge()], [a_tally(0)], RULES) == Recalculate((a_frozen(0),))
+    assert judge_tallies([a_query()], [a_tally(105)], RULES) == Recalculate((a_frozen(105),))
+    assert judge_tallies([a_query()], [a_tally(0)], RULES) == Recalculate((a_frozen(0),))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +287,7 @@ def test_counts_that_cannot_be_billed_hold(
     value: Decimal | int | None, changed: dict[str, Any], told: str
 ) -> None:
     """Negative, endless, fractional, absurd and unknown are held, never turned into a number."""
-    decision = judge_tallies([a_charge()], [a_tally(value)], some_rules(a_component(**changed)))
+    decision = judge_tallies([a_query()], [a_tally(value)], some_rules(a_component(**changed)))
     assert isinstance(decision, Hold)
     assert told in decision.reason
 
@@ -254,21 +295,40 @@ def test_counts_that_cannot_be_billed_hold(
 def test_one_bad_count_holds_the_whole_invoice() -> None:
     """If any charge is uncountable, no charge is written (R5)."""
     rules = some_rules(a_component(), a_component(name="Calls"))
-    charges = [a_charge(), a_charge(id="CHG-2", component="Calls")]
-    bad = a_tally(None, query=a_query(charge_id="CHG-2", component="Calls"))
-    assert isinstance(judge_tallies(charges, [a_tally(105), bad], rules), Hold)
+    asked = [a_query(), a_query(charge_id="CHG-2", component="Calls")]
+    bad = a_tally(None, query=asked[1])
+    assert isinstance(judge_tallies(asked, [a_tally(105), bad], rules), Hold)
 
 
 def test_a_missing_answer_holds() -> None:
     """A source that leaves a question out has not said zero."""
-    decision = judge_tallies([a_charge()], [], RULES)
-    assert decision == Hold('source "events" gave no answer for "Text messages"')
+    decision = judge_tallies([a_query()], [], RULES)
+    assert decision == Hold('source "events" gave no answers for "Text messages"')
+
+
+@pytest.mark.parametrize(
+    "changed", [{"subject": "SUB-2"}, {"period": Period(START, NOW)}, {"metric": "call"}]
+)
+def test_an_answer_to_another_question_is_no_answer(changed: dict[str, Any]) -> None:
+    """Only what was asked is billed, and only when it was answered once."""
+    other = a_tally(8, query=a_query(**changed))
+    assert isinstance(judge_tallies([a_query()], [other], RULES), Hold)
+    assert judge_tallies([a_query()], [a_tally(105), other], RULES) == Recalculate((a_frozen(),))
+    twice = judge_tallies([a_query()], [a_tally(105), a_tally(8)], RULES)
+    assert twice == Hold('source "events" gave 2 answers for "Text messages"')
+
+
+def test_a_float_is_not_billed() -> None:
+    """A source that answers with a float has no exact number to give (R7)."""
+    inexact = replace(a_tally(1), value=105.0)  # type: ignore[arg-type]
+    decision = judge_tallies([a_query()], [inexact], RULES)
+    assert decision == Hold('"Text messages" was counted as a float, which is not exact')
 
 
 def test_an_unknown_subject_is_zero_only_where_the_component_says_so() -> None:
     """`unknown_subject = "zero"` is the operator's word, given per component."""
     rules = some_rules(a_component(unknown_subject=UnknownSubject.ZERO))
-    decision = judge_tallies([a_charge()], [a_tally(None)], rules)
+    decision = judge_tallies([a_query()], [a_tally(None)], rules)
     assert isinstance(decision, Recalculate)
     assert decision.tallies[0].quantity == 0
 
@@ -276,7 +336,7 @@ def test_an_unknown_subject_is_zero_only_where_the_component_says_so() -> None:
 def test_a_fraction_is_rounded_by_the_components_rule() -> None:
     """The frozen tally keeps both what was counted and what is billed."""
     rules = some_rules(a_component(rounding=Rounding.UP))
-    decision = judge_tallies([a_charge()], [a_tally(Decimal("2.1"))], rules)
+    decision = judge_tallies([a_query()], [a_tally(Decimal("2.1"))], rules)
     assert isinstance(decision, Recalculate)
     assert (decision.tallies[0].value, decision.tallies[0].quantity) == (Decimal("2.1"), 3)
 

@@ -42,7 +42,9 @@ class Stage:
 
     def run(self, key: InvoiceKey, owner: str = "one") -> None:
         """Let a worker look at an invoice now."""
-        ports = replace(self.service.ports("billforward"), now=self.now, random=lambda: 0.0)
+        ports = replace(
+            self.service.ports("billforward", lambda: False), now=self.now, random=lambda: 0.0
+        )
         reconcile(key, owner=owner, ports=ports, rules=self.service.config.rules)
 
     def run_until_settled(self, key: InvoiceKey) -> History:
@@ -83,6 +85,7 @@ def stage_on(tmp_path: Path, sandbox: RunningSandbox, journal_url: str, **platfo
     with closing(sqlite3.connect(tmp_path / "usage.db")) as db, db:
         db.execute("CREATE TABLE IF NOT EXISTS usage (subject TEXT, metric TEXT, at TEXT)")
         rows = [(SUB, f"c{n}", START) for n, times in USED.items() for _ in range(times)]
+        rows += [("another customer", f"c{n}", START) for n in range(1, CHARGES + 1)]
         db.executemany("INSERT INTO usage VALUES (?, ?, ?)", rows)
     settings = {"base_url": sandbox.base_url, "total_timeout_seconds": 2.0, **platform}
     config = config_of(

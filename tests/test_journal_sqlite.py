@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -17,16 +18,16 @@ from worker.errors import ConfigError, JournalUnavailable
 from worker.journal import open_journal
 from worker.journal.codec import digest_of
 from worker.journal.sqlite import SqliteJournal
-from worker.ports import Journal
 from worker.record import EntryKind, Receipt
 
 
 class TestSqliteJournal(JournalContract):
     """Run the contract on files."""
 
-    def open(self, tmp_path: Path) -> Journal:
-        """Open this test's file."""
-        return SqliteJournal(tmp_path / "state" / "journal.db")
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        """Name this test's file, in a folder that is not there yet."""
+        return f"sqlite:///{tmp_path}/state/journal.db"
 
 
 @pytest.fixture
@@ -73,9 +74,9 @@ def test_the_raw_body_is_kept(path: Path) -> None:
 
 def test_the_file_is_durable(path: Path) -> None:
     """Write-ahead log and full synchronisation: what was answered survives a crash."""
-    journal = SqliteJournal(path)
-    assert journal._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert journal._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    with SqliteJournal(path).store.snapshot() as tx:
+        assert tx.rows("PRAGMA journal_mode") == [{"journal_mode": "wal"}]
+        assert tx.rows("PRAGMA synchronous") == [{"synchronous": 2}]
 
 
 def test_a_full_disk_stores_nothing_half(path: Path) -> None:
@@ -161,6 +162,19 @@ def test_several_processes_may_make_the_journal_at_once(path: Path) -> None:
         assert (process.returncode, complaint) == (0, b"")
 
 
+def test_a_new_file_is_made_by_whoever_comes_first(tmp_path: Path) -> None:
+    """Turning the write-ahead log on needs the file alone, and SQLite does not wait for that."""
+    start = threading.Barrier(8)
+
+    def make(round_: int) -> None:
+        start.wait(10)
+        SqliteJournal(tmp_path / f"{round_}.db").close()
+
+    with ThreadPoolExecutor(8) as pool:
+        for round_ in range(60):
+            list(pool.map(make, [round_] * 8))
+
+
 def test_threads_of_one_process_share_a_journal(path: Path) -> None:
     """A threaded web server records from all its threads; nothing is lost or doubled."""
     journal = SqliteJournal(path)
@@ -191,7 +205,7 @@ def test_settling_twice_is_refused(path: Path) -> None:
         journal.settle(claim, [entry(EntryKind.ISSUED)], DONE)
 
 
-@pytest.mark.parametrize("url", ["postgresql://localhost/x", "sqlite:///", "journal.db", ""])
+@pytest.mark.parametrize("url", ["mysql://localhost/x", "sqlite:///", "journal.db", ""])
 def test_other_journal_urls_are_refused_with_the_mend(url: str) -> None:
     """A URL that names no journal says what one looks like."""
     with pytest.raises(ConfigError, match="sqlite:///path/to/file"):
@@ -202,3 +216,14 @@ def test_an_absolute_url_is_an_absolute_path(tmp_path: Path) -> None:
     """Four slashes name a place independent of the working directory."""
     open_journal(f"sqlite:///{tmp_path}/deep/journal.db").check()
     assert (tmp_path / "deep" / "journal.db").exists()
+
+
+def test_a_file_that_was_replaced_is_not_written_any_more(path: Path, tmp_path: Path) -> None:
+    """After a restored backup nothing is promised that the file at this place does not hold."""
+    journal = SqliteJournal(path)
+    path.rename(tmp_path / "old.db")
+    with pytest.raises(JournalUnavailable, match="moved or replaced"):
+        journal.record_delivery(delivery(), NOW)
+    SqliteJournal(path).close()
+    with pytest.raises(JournalUnavailable, match="moved or replaced"):
+        journal.check()

@@ -28,7 +28,7 @@ from worker.errors import (
     SourceUnavailable,
 )
 from worker.journal.sqlite import SqliteJournal
-from worker.reconcile import Ports, reconcile
+from worker.reconcile import Ports, hold, reconcile
 from worker.record import Entry, EntryKind, History, InvoiceRow, Outcome, State
 
 
@@ -41,6 +41,7 @@ class World:
     source: FakeSource
     clock: FakeClock
     rules: Rules
+    stop_after: int = 10**9  # ask the worker to end after so many steps
 
     def run(self, key: object = KEY, owner: str = "one") -> Outcome | None:
         """Let a worker look at the invoice now."""
@@ -55,6 +56,7 @@ class World:
             journal=self.journal,
             now=self.clock,
             random=lambda: 0.0,
+            stopping=lambda: len(self.platform.steps) >= self.stop_after,
         )
 
     def run_until_settled(self, most: int = 20) -> InvoiceRow:
@@ -98,7 +100,8 @@ def test_usage_is_counted_written_and_issued(world: World) -> None:
     assert outcome is not None
     assert (outcome.state, outcome.reason) == (State.ISSUED, "Unpaid, 6.05 USD")
     assert world.platform.steps == [
-        *("invoice", "charges", "write CHG-1", "charges", "issue", "invoice", "charges")
+        *("invoice", "charges", "write CHG-1", "charges"),
+        *("invoice", "issue", "invoice", "charges"),
     ]
     assert world.kinds() == [
         EntryKind.DELIVERED,
@@ -213,7 +216,7 @@ def test_delays_grow_and_the_last_attempt_holds(world: World) -> None:
     assert delays == [timedelta(seconds=5), timedelta(seconds=30)]
     assert outcome is not None
     assert outcome.state is State.HELD
-    assert outcome.reason == "given up after 3 attempts; the last: error 2"
+    assert outcome.reason == "exhausted after 3 attempts; the last: error 2"
 
 
 def test_retry_after_is_honoured_within_reason(world: World) -> None:
@@ -456,6 +459,93 @@ def test_a_worker_killed_at_any_commit_leaves_work_that_ends_well(world: World, 
     assert world.run_until_settled().state is State.ISSUED
     assert world.platform.issues == 1
     assert world.platform.charges["CHG-1"].quantity == 105
+
+
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_a_worker_asked_to_end_stops_after_its_current_call(world: World, steps: int) -> None:
+    """It journals, gives up the claim at once, spends no attempt, and the next one goes on."""
+    world.stop_after = steps
+    outcome = world.run()
+    assert outcome is not None
+    row = world.history.row
+    if steps < 5:  # once it is issued, reading back is all that is left
+        assert (row.state, row.attempt, row.due_at) == (State.DUE, 0, NOW)
+        assert len(world.platform.steps) == steps
+        assert world.kinds()[-1] is EntryKind.STOPPED
+    assert row.lease_owner is None
+    world.stop_after = 10**9
+    assert world.run_until_settled().state is State.ISSUED
+    assert world.clock() == NOW  # no write was left without an answer
+    assert world.platform.issues == 1
+
+
+def test_an_invoice_that_left_pending_during_the_writes_is_not_issued(world: World) -> None:
+    """It is read once more just before: what others issued meanwhile is never issued by us."""
+
+    class Meanwhile(FakePlatform):
+        def _written(self, charge_id: str, quantity: int) -> ReconcilerError | None:
+            result = super()._written(charge_id, quantity)
+            self.invoices[INV] = an_invoice(state=InvoiceState.PAID, version=2)
+            return result
+
+    world.platform = Meanwhile()
+    row = world.run_until_settled()
+    assert (row.state, row.reason) == (State.ISSUED, "Paid, 5.00 USD")
+    assert world.platform.issues == 0
+
+
+def test_workers_that_die_on_an_invoice_end_with_a_person(world: World) -> None:
+    """A run that kills its process is not repeated for ever."""
+    for _ in range(world.rules.max_attempts + 1):
+        assert world.journal.claim(KEY, "dead", world.clock(), LEASE) is not None
+        world.clock.advance(minutes=5)
+    outcome = world.run()
+    assert outcome is not None
+    assert (outcome.state, outcome.due_at) == (State.HELD, None)
+    assert "its workers died" in outcome.reason
+    assert world.platform.steps == []
+
+
+@pytest.mark.parametrize("name", ["Fax \ud800", "Fax\x00", "Fax\x1b[2J", "Fax\npages"])
+def test_odd_characters_neither_break_the_journal_nor_reach_a_terminal(
+    world: World, name: str
+) -> None:
+    """Whatever a platform calls a component, the invoice is held with one printable line."""
+    world.platform.charges["CHG-2"] = a_charge(id="CHG-2", component=name)
+    outcome = world.run()
+    assert outcome is not None
+    assert outcome.state is State.HELD
+    assert world.history.row.reason == outcome.reason
+    assert outcome.reason.isprintable()
+
+
+def test_tallies_that_are_billed_elsewhere_by_now_are_not_resumed(world: World) -> None:
+    """Frozen, voided, billed on another invoice, and back as pending: that is held."""
+    world.stop_after = 2
+    world.run()  # asked to end before it counts
+    claim = world.journal.claim(KEY, "one", world.clock(), LEASE)
+    assert claim is not None
+    world.journal.freeze(claim, [], [frozen()], NOW)
+    skipped = Outcome(state=State.SKIPPED, reason="it is voided")
+    world.journal.settle(claim, [Entry(kind=EntryKind.SKIPPED, at=NOW)], skipped)
+    other = other_key(2)
+    world.journal.wake(other, Entry(kind=EntryKind.REPLAYED, at=NOW))
+    theirs = world.journal.claim(other, "two", NOW, LEASE)
+    assert theirs is not None
+    assert world.journal.freeze(theirs, [], [frozen()], NOW) == []
+    world.stop_after = 10**9
+    world.journal.wake(KEY, Entry(kind=EntryKind.REPLAYED, at=world.clock()))
+    row = world.run_until_settled()
+    assert row.state is State.HELD
+    assert other.invoice_id in row.reason
+    assert world.platform.issues == 0
+
+
+def test_an_invoice_can_be_held_without_a_platform(world: World) -> None:
+    """What cannot be worked on as things are configured is held, unless a worker is at it."""
+    outcome = hold(KEY, "no platform", owner="one", journal=world.journal, at=NOW)
+    assert outcome.state is State.HELD
+    assert (world.history.row.state, world.history.row.reason) == (State.HELD, "no platform")
 
 
 STEPS = ["invoice", "charges", "write CHG-1", "write CHG-2", "issue"]

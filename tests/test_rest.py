@@ -43,9 +43,12 @@ ERROR = {"errorType": "ValidationError", "errorMessage": "Validation Error\n - F
 Call = Callable[[RestClient], Any]
 CALLS: dict[str, Call] = {
     "get": lambda rest: rest.get("/things", QUERY),
+    "get_once": lambda rest: rest.get_once("/things"),
     "put_value": lambda rest: rest.put_value("/things", {"value": 1}),
     "post_once": lambda rest: rest.post_once("/things", {"value": 1}),
 }
+READS = (CALLS["get"], CALLS["get_once"])
+REPEATED = (CALLS["get"], CALLS["put_value"])  # after a definite "not now"
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 
 
@@ -79,7 +82,7 @@ def client(slept: list[float], base_url: str = BASE, limits: RestLimits = LIMITS
 
 def answer(http: responses.RequestsMock, call: Call, times: int = 1, **details: Any) -> None:
     """Let the platform give this answer next, so many times."""
-    method = "GET" if call is CALLS["get"] else "POST"
+    method = "GET" if call in READS else "POST"
     for _ in range(times):
         http.add(method, URL, **details)
 
@@ -191,11 +194,11 @@ def test_no_usable_answer(
     details: dict[str, Any],
     described: str,
 ) -> None:
-    """No usable answer: a read is PlatformUnavailable, a write OutcomeUnknown; once is once."""
-    times = 1 if call is CALLS["post_once"] else 4
+    """No usable answer: a read is PlatformUnavailable, a write OutcomeUnknown and sent once."""
+    times = 4 if call is CALLS["get"] else 1
     answer(http, call, times, **details)
     error = failure(rest, call)
-    assert type(error) is (PlatformUnavailable if call is CALLS["get"] else OutcomeUnknown)
+    assert type(error) is (PlatformUnavailable if call in READS else OutcomeUnknown)
     assert described in str(error)
     assert (len(http.calls), len(slept)) == (times, times - 1)
 
@@ -208,7 +211,6 @@ def test_no_usable_answer(
         ({"status": 403, "body": "<h1>"}, CredentialsRefused),
         ({"json": {"errorType": "Oauth"}}, CredentialsRefused),
         ({"json": {"errorType": "Oauth"}, "status": 400}, CredentialsRefused),
-        ({"json": {"errorType": "Oauth"}, "status": 500}, CredentialsRefused),
         ({"json": {"errorType": "PermissionsError"}}, CredentialsRefused),
         ({"status": 404, "body": "<h1>"}, NotFound),
         ({"json": {"errorType": "NoSuchEntity"}, "status": 404}, NotFound),
@@ -268,42 +270,70 @@ def test_redirects(http: responses.RequestsMock, rest: RestClient, call: Call, s
 # --- when it asks again
 
 
-@pytest.mark.parametrize("name", ["get", "put_value"])
+NOT_NOW: list[dict[str, Any]] = [{"status": 429}, {"body": requests.ConnectTimeout("no")}]
+
+
+@pytest.mark.parametrize(
+    ("name", "faults"),
+    [
+        ("get", [{"status": 503}, {"body": requests.ReadTimeout("lost")}, {"status": 429}]),
+        ("put_value", [*NOT_NOW, {"status": 429}]),
+    ],
+)
 def test_repeats(
-    http: responses.RequestsMock, rest: RestClient, slept: list[float], name: str
+    http: responses.RequestsMock,
+    rest: RestClient,
+    slept: list[float],
+    name: str,
+    faults: list[dict[str, Any]],
 ) -> None:
-    """A read and an absolute value are repeated after growing random waits, until answered."""
-    answer(http, CALLS[name], 2, status=503)
-    answer(http, CALLS[name], status=429)
+    """What is safe to repeat is repeated after growing random waits, until answered."""
+    for fault in faults:
+        answer(http, CALLS[name], **fault)
     answer(http, CALLS[name], json={"results": [1]})
     assert CALLS[name](rest) == {"results": [1]}
     assert all(0 <= wait <= most for wait, most in zip(slept, (0.2, 0.4, 0.8), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("last", "asked"),
-    [
-        ({"status": 400, "json": ERROR}, None),
-        ({"status": 404}, None),
-        ({"status": 401}, None),
-        ({"status": 302}, None),
-        ({"status": 429, "headers": {"Retry-After": "600"}}, timedelta(minutes=10)),
-    ],
-    ids=brief,
-)
-def test_unknown_stays_unknown(
+@every_call
+@pytest.mark.parametrize("fault", NOT_NOW, ids=brief)
+def test_not_now(
+    http: responses.RequestsMock, rest: RestClient, call: Call, fault: dict[str, Any]
+) -> None:
+    """A lasting "not now" is PlatformUnavailable after four attempts; once is once."""
+    times = 4 if call in REPEATED else 1
+    answer(http, call, times, **fault)
+    assert type(failure(rest, call)) is PlatformUnavailable
+    assert len(http.calls) == times
+
+
+LOST: list[dict[str, Any]] = [
+    {"status": 500},
+    {"status": 504, "headers": {"Retry-After": "1"}},
+    {"status": 408},
+    {"status": 200, "body": "<h1>"},
+    {"body": requests.ReadTimeout("lost")},
+    {"body": requests.ConnectionError("lost")},
+]
+
+
+@pytest.mark.parametrize("lost", LOST, ids=brief)
+@pytest.mark.parametrize("before", [[], *([one] for one in NOT_NOW)], ids=brief)
+def test_sent_once_and_unknown(
     http: responses.RequestsMock,
     rest: RestClient,
-    last: dict[str, Any],
-    asked: timedelta | None,
+    slept: list[float],
+    before: list[dict[str, Any]],
+    lost: dict[str, Any],
 ) -> None:
-    """After an attempt that may yet be applied, a definite failure leaves the outcome unknown."""
-    answer(http, CALLS["put_value"], status=504)
-    answer(http, CALLS["put_value"], **last)
+    """An absolute value that may yet be applied is not sent again, whatever wait is asked for."""
+    for fault in [*before, lost]:
+        answer(http, CALLS["put_value"], **fault)
     error = failure(rest, CALLS["put_value"])
-    assert isinstance(error, OutcomeUnknown)
-    assert error.retry_after == asked
-    assert f": {last['status']}" in str(error)
+    assert type(error) is OutcomeUnknown
+    assert error.retry_after == (timedelta(seconds=1) if "headers" in lost else None)
+    assert len(http.calls) == rest.calls == len(before) + 1
+    assert len(slept) == len(before)
 
 
 def test_known_stays_known(http: responses.RequestsMock, rest: RestClient) -> None:
@@ -373,28 +403,30 @@ def test_odd_retry_after(
     assert error.retry_after == (None if wait is None else timedelta(seconds=wait))
 
 
+@pytest.mark.parametrize(("name", "status"), [("get", 503), ("put_value", 429)])
 def test_short_retry_after_is_slept(
-    http: responses.RequestsMock, rest: RestClient, slept: list[float]
+    http: responses.RequestsMock, rest: RestClient, slept: list[float], name: str, status: int
 ) -> None:
-    """A wait within the limit is slept in full, also where a 503 asks for it."""
-    answer(http, CALLS["get"], status=429, headers={"Retry-After": "7"})
-    answer(http, CALLS["get"], status=503, headers={"Retry-After": "5"})
-    answer(http, CALLS["get"], json={})
-    CALLS["get"](rest)
+    """A wait within the limit is slept in full, in a read also where a 503 asks for it."""
+    answer(http, CALLS[name], status=429, headers={"Retry-After": "7"})
+    answer(http, CALLS[name], status=status, headers={"Retry-After": "5"})
+    answer(http, CALLS[name], json={})
+    CALLS[name](rest)
     assert slept == [7.0, 5.0]
 
 
-def test_total_time(slept: list[float]) -> None:
+@pytest.mark.parametrize(("name", "status"), [("get", 503), ("put_value", 429)])
+def test_total_time(slept: list[float], name: str, status: int) -> None:
     """No further attempt is begun that would end the wait after the limit of one call."""
     rest = client(slept, limits=RestLimits(connect=1, read=1, total=1.2))
 
     def slow(_: requests.PreparedRequest) -> tuple[int, dict[str, str], str]:
         time.sleep(0.21)
-        return 503, {"Retry-After": "1"}, ""
+        return status, {"Retry-After": "1"}, ""
 
     with responses.RequestsMock() as http:
-        http.add_callback("GET", URL, callback=slow)
-        failure(rest, CALLS["get"])
+        http.add_callback("GET" if name == "get" else "POST", URL, callback=slow)
+        failure(rest, CALLS[name])
         assert (len(http.calls), slept) == (1, [])
 
 
@@ -474,29 +506,30 @@ def test_one_connection(local: Local, slept: list[float]) -> None:
     rest = client(slept, local.url)
     for call in [*CALLS.values()] * 3:
         assert call(rest) == {}
-    assert (local.connections, len(local.requests)) == (1, 9)
+    assert (local.connections, len(local.requests)) == (1, 3 * len(CALLS))
 
 
-def test_connection_closed_while_idle(local: Local, slept: list[float]) -> None:
+@pytest.mark.parametrize("name", ["put_value", "post_once"])
+def test_connection_closed_while_idle(local: Local, slept: list[float], name: str) -> None:
     """A kept connection that the platform has closed meanwhile does not cost a write."""
     rest = client(slept, local.url)
     local.manner = "good, then close"
     CALLS["get"](rest)
     assert local.ended.wait(5)
-    assert CALLS["post_once"](rest) == {}
+    assert CALLS[name](rest) == {}
     assert (local.connections, local.requests) == (2, ["GET", "POST"])
 
 
 @every_call
 @pytest.mark.parametrize("manner", ["hang", "reset", "drop", "half", "garbage"])
 def test_lost_answers(local: Local, slept: list[float], call: Call, manner: str) -> None:
-    """An answer lost on the way: a read is PlatformUnavailable, a write OutcomeUnknown."""
+    """An answer lost on the way: a read is PlatformUnavailable, a write unknown and sent once."""
     rest = client(slept, local.url, RestLimits(connect=1, read=0.05, total=60))
     local.manner = manner
     error = failure(rest, call)
-    assert type(error) is (PlatformUnavailable if call is CALLS["get"] else OutcomeUnknown)
+    assert type(error) is (PlatformUnavailable if call in READS else OutcomeUnknown)
     assert ("no answer in time" if manner == "hang" else "the connection broke") in str(error)
-    assert len(local.requests) == (1 if call is CALLS["post_once"] else 4)
+    assert len(local.requests) == (4 if call is CALLS["get"] else 1)
 
 
 @every_call
@@ -510,36 +543,15 @@ def test_connection_refused(
         error = failure(client(slept, f"http://127.0.0.1:{unheard.getsockname()[1]}"), call)
     assert type(error) is PlatformUnavailable
     assert "no connection" in str(error)
-    assert len(slept) == (0 if call is CALLS["post_once"] else 3)
+    assert len(slept) == (3 if call in REPEATED else 0)
 
 
 @every_call
 def test_connect_timeout(http: responses.RequestsMock, rest: RestClient, call: Call) -> None:
     """A connection not made in time was not used either."""
-    times = 1 if call is CALLS["post_once"] else 4
+    times = 4 if call in REPEATED else 1
     answer(http, call, times, body=requests.ConnectTimeout("no"))
     assert str(failure(rest, call)).endswith("/things: no connection in time")
-
-
-def test_lost_answer_then_refused(slept: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write whose answer was lost stays unknown although nobody listens when it is repeated."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    listening = socket.create_server(("127.0.0.1", 0))
-    rest = client(slept, f"http://127.0.0.1:{listening.getsockname()[1]}/v1")
-    taker = threading.Thread(target=_take_one, args=(listening,))
-    taker.start()
-    error = failure(rest, CALLS["put_value"])
-    taker.join()
-    assert type(error) is OutcomeUnknown
-    assert (rest.calls, str(error)) == (4, "POST /things: no connection")
-
-
-def _take_one(listening: socket.socket) -> None:
-    """Take one connection, then nothing any more, and hang up without an answer."""
-    connection, _ = listening.accept()
-    listening.close()
-    with contextlib.closing(connection):
-        connection.recv(65536)
 
 
 # --- secrets

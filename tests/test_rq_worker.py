@@ -29,7 +29,7 @@ from worker.errors import QueueUnavailable
 from worker.journal.sqlite import SqliteJournal
 from worker.record import Entry, EntryKind, State
 from worker.rq_worker import plain
-from worker.sweep import sweep_once
+from worker.sweep import Sweep
 
 SUB = "SUB-926F46F4-CED2-475E-9E0E-8CF78A49"
 CHG = "CHG-8960CF32-A993-4EFA-8F48-26EB1F1A"
@@ -74,6 +74,19 @@ def environ(
 def journal(environ: Mapping[str, str], journal_url: str) -> SqliteJournal:
     """The journal the worker writes to."""
     return SqliteJournal(Path(journal_url.removeprefix("sqlite:///")))
+
+
+def sweep_once(journal: SqliteJournal, doorbell: Doorbell) -> int:
+    """Make a round that asks no platform; return for how many invoices it rang."""
+    sweep = Sweep(
+        journal=journal,
+        platforms={},
+        doorbell=doorbell,
+        now=lambda: datetime.now(UTC),
+        find_every=timedelta(0),
+        find_pages=0,
+    )
+    return sweep.round().rung
 
 
 def put_invoice(sandbox: RunningSandbox, **changed: Any) -> None:
@@ -156,7 +169,7 @@ def test_a_rung_invoice_is_reconciled_by_a_worker_process(
     assert (charge["pricingComponentValue"], str(charge["amount"])) == (105, "0.10")
     (event,) = [json.loads(line) for line in logged.splitlines() if '"issued"' in line]
     assert event["invoice"] == INV
-    assert event["calls"] == 7
+    assert event["calls"] == 8
     assert event["seconds"] >= 0
     assert doorbell.failed() == []
 
@@ -239,6 +252,44 @@ def test_ringing_takes_the_invoice_out_of_the_failed_registry(doorbell: Doorbell
     doorbell.redis.zadd(doorbell.queue.failed_job_registry.key, {job_id_of(KEY): 1})
     doorbell.ring(KEY)
     assert doorbell.failed() == []
+
+
+def test_a_platform_that_is_gone_from_the_configuration_holds(
+    environ: Mapping[str, str], journal: SqliteJournal, doorbell: Doorbell
+) -> None:
+    """The invoice is held with the reason, not tried again for ever."""
+    gone = delivery(platform="former")
+    journal.record_delivery(gone, NOW)
+    assert gone.key is not None
+    doorbell.ring(gone.key)
+    work_off(environ)
+    (row,) = journal.invoices()
+    assert (row.state, row.due_at) == (State.HELD, None)
+    assert row.reason.startswith('there is no platform "former" in the config any more')
+
+
+def test_a_worker_asked_to_end_gives_its_invoice_up_at_once(
+    environ: Mapping[str, str], journal: SqliteJournal, doorbell: Doorbell, sandbox: RunningSandbox
+) -> None:
+    """SIGTERM: the current call ends, is journaled, the claim given up, exit 0; another goes on."""
+    put_invoice(sandbox)
+    sandbox.control.set(latency_seconds=0.5)
+    journal.record_delivery(delivery(), NOW)
+    with working(environ) as worker:
+        doorbell.ring(KEY)
+        eventually(lambda: _claimed(journal))
+        began_at = time.monotonic()
+        worker.terminate()
+        assert worker.wait(20) == 0
+        assert time.monotonic() - began_at < 5
+    history = journal.history(KEY)
+    assert history is not None
+    assert (history.row.state, history.row.lease_owner) == (State.DUE, None)
+    assert history.entries[-1].kind is EntryKind.STOPPED
+    sandbox.control.set(latency_seconds=0)
+    doorbell.ring(KEY)
+    work_off(environ)
+    assert state_of(journal)[0] is State.ISSUED
 
 
 def test_what_stands_in_redis_is_an_id_and_a_name(doorbell: Doorbell, redis_url: str) -> None:
@@ -330,6 +381,9 @@ def test_nothing_but_our_function_runs(
     crafted(redis, "keywords", call(FUNCTION, [], {"platform": "billforward", "invoice_id": INV}))
     crafted(redis, "types", call(FUNCTION, ["billforward", 7]))
     crafted(redis, "timeout", call("os.getcwd", []), timeout="soon")
+    for field in ("created_at", "result_ttl", "failure_ttl", "status"):
+        crafted(redis, f"bad-{field}", call("os.getcwd", []), **{field: "garbage"})
+    crafted(redis, "bad-bytes", call("os.getcwd", []), origin=b"\xff\xfe", description=b"\xff")
     crafted(
         redis,
         "callback",

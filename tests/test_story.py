@@ -166,7 +166,6 @@ def test_the_json_holds_everything(journal: SqliteJournal) -> None:
         {
             "charge_id": "CHG-1",
             "component": "Text messages",
-            "subscription_id": "SUB-1",
             "period_start": "2015-11-02T12:18:51Z",
             "period_end": "2015-12-02T12:18:51Z",
             "subject": "SUB-1",

@@ -235,6 +235,7 @@ def test_the_evidence_tells_which_file_it_was(tmp_path: Path) -> None:
         ({"watermark_lag_seconds": -1}, "watermark_lag_seconds must be 0 or more"),
         ({"time_format": "native"}, "time_format"),
         ({"naive_times": "local"}, "naive_times"),
+        ({"metric_column": None, "known_metrics": ["calls"]}, "known_metrics needs metric_column"),
     ],
 )
 def test_wrong_settings_are_named(changed: dict[str, Any], complaint: str) -> None:

@@ -42,6 +42,7 @@ class TestManyAtOnce(UsageSourceContract):
     """One statement that answers all charges of a period."""
 
     aggregations = frozenset({Aggregation.SUM})
+    knows_metrics = False
 
     def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
         """Store ISO text and sum with the function that the source registers."""
@@ -49,10 +50,24 @@ class TestManyAtOnce(UsageSourceContract):
         return SqlSource(url=url, **QUERY)
 
 
+class TestListsInParentheses(TestManyAtOnce):
+    """`IN (:subjects)`, as one writes plain SQL, asks the same as `IN :subjects`."""
+
+    def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
+        """Write every list in parentheses."""
+        url = store(tmp_path / "usage.db", rows_of(events, datetime.isoformat))
+        lists = {":subjects": "(:subjects)", ":metrics": "( :metrics )"}
+        query, known = MANY, KNOWN
+        for plain, enclosed in lists.items():
+            query, known = query.replace(plain, enclosed), known.replace(plain, enclosed)
+        return SqlSource(url=url, **{**QUERY, "query": query, "known_subjects_query": known})
+
+
 class TestOneByOne(UsageSourceContract):
     """One statement for each charge, which answers 0 also for a subject that is not there."""
 
     aggregations = frozenset({Aggregation.COUNT})
+    knows_metrics = False
 
     def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
         """Store ISO text and count it charge by charge."""
@@ -60,11 +75,13 @@ class TestOneByOne(UsageSourceContract):
         return SqlSource(url=url, **{**QUERY, "query": ONE})
 
 
-def test_without_a_list_of_subjects_a_charge_without_row_is_unknown(open_source: Open) -> None:
-    """Nothing but known_subjects_query can turn an absent row into a zero."""
-    source = open_source([row(MAY_2)], **{**QUERY, "known_subjects_query": None})
-    assert ask(source, Aggregation.SUM) == 1
-    assert ask(source, Aggregation.SUM, period=JUNE) is None
+@pytest.mark.parametrize("text", [MANY, ONE])
+def test_a_statement_does_not_stand_without_its_subjects(open_source: Open, text: str) -> None:
+    """A query whose 0 might be nobody's is refused, saying which setting to give, why and how."""
+    with pytest.raises(ValueError, match="needed with query") as caught:
+        open_source([row(MAY_2)], **{**QUERY, "query": text, "known_subjects_query": None})
+    for part in ("answers 0 also for a subject that nobody knows", "WHERE id IN :subjects"):
+        assert part in str(caught.value)
 
 
 def test_the_last_of_nothing_is_no_number(open_source: Open) -> None:
@@ -135,6 +152,10 @@ def test_one_statement_cannot_tell_two_aggregations_apart(open_source: Open) -> 
         ({**QUERY, "query": "SELECT :start, :end"}, "either :subject or :subjects"),
         ({**QUERY, "query": f"{MANY} LIMIT :limit"}, "unknown parameters limit"),
         ({**QUERY, "query": f"{MANY} LIMIT :metric"}, "only one of :metric"),
+        ({**QUERY, "known_subjects_query": None}, "known_subjects_query is needed with query"),
+        ({**QUERY, "known_metrics": ["calls"]}, "known_metrics belongs to a table with"),
+        ({"metric_column": None, "known_metrics": ["calls"]}, "known_metrics belongs to a table"),
+        ({"known_metrics": "calls"}, "known_metrics"),
         ({"known_subjects_query": "SELECT 1"}, "must use :subjects"),
         ({"watermark_query": "SELECT :now"}, "must not use parameters"),
         ({"watermark_query": "SELECT 1", "watermark_lag_seconds": 1}, "not both"),

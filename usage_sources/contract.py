@@ -15,6 +15,7 @@ from typing import ClassVar
 from unittest import SkipTest
 
 from worker.domain import Aggregation, Period, Tally, UsageQuery
+from worker.errors import SourceInvalid
 from worker.ports import UsageSource
 
 MIDNIGHT = datetime(2024, 5, 1, tzinfo=UTC)
@@ -59,6 +60,9 @@ class UsageSourceContract(ABC):
     aggregations: ClassVar[frozenset[Aggregation]] = frozenset(Aggregation)
     # The smallest difference between two times that the source can store.
     resolution: ClassVar[timedelta] = timedelta(microseconds=1)
+    # Whether the source can tell a metric that nobody ever used from one that does not exist;
+    # set it False only where nothing there lists the metrics, as where a statement is all you have.
+    knows_metrics: ClassVar[bool] = True
 
     @abstractmethod
     def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> UsageSource:
@@ -107,6 +111,22 @@ class UsageSourceContract(ABC):
         assert tally.value == 0
         assert tally.events in (0, None)
 
+    def test_a_metric_that_only_others_use_is_zero(self, tmp_path: Path) -> None:
+        """A known subject has used 0 of a metric that the source knows from other subjects."""
+        stored = [event(MIDNIGHT, metric="pages"), event(JUNE.start, subject="S-2")]
+        assert self.number(tmp_path, stored) == 0
+
+    def test_a_metric_nobody_ever_used_is_not_zero(self, tmp_path: Path) -> None:
+        """A metric of no event at all, as if misspelt, is SourceInvalid or gives no value."""
+        if not self.knows_metrics:
+            raise SkipTest("this source cannot know which metrics exist")
+        stored = [event(MIDNIGHT), event(MIDNIGHT, metric="pages", subject="S-2")]
+        for metric in ("call", "Calls", "calls ", "", *NAMES):
+            for subject in ("S-1", "nobody"):
+                asked = query(subject=subject, metric=metric, aggregation=self.counting)
+                value = self.value_if_any(tmp_path, stored, asked)
+                assert value is None, f"{metric[:40]!r}, which nobody used, is {value}"
+
     def test_an_empty_period_holds_nothing(self, tmp_path: Path) -> None:
         """A period whose start is its end counts no event, not even one at that moment."""
         nothing = Period(MIDNIGHT, MIDNIGHT)
@@ -115,9 +135,10 @@ class UsageSourceContract(ABC):
     def test_an_unknown_subject_is_not_zero(self, tmp_path: Path) -> None:
         """A subject the source has never seen gives no value at all."""
         for aggregation in self.aggregations:
-            asked = query(subject="nobody", aggregation=aggregation)
-            tally = self.tally(tmp_path, [event(MIDNIGHT)], asked)
-            assert tally.value is None, f"{aggregation} of an unknown subject is {tally.value}"
+            for subject in ("nobody", "s-1", "S-1 "):
+                asked = query(subject=subject, aggregation=aggregation)
+                tally = self.tally(tmp_path, [event(MIDNIGHT)], asked)
+                assert tally.value is None, f"{aggregation} of {subject!r} is {tally.value}"
 
     def test_subjects_and_metrics_are_kept_apart(self, tmp_path: Path) -> None:
         """Each charge gets its own subject's and metric's usage, also where names are alike."""
@@ -194,7 +215,8 @@ class UsageSourceContract(ABC):
         assert values == [1] * len(NAMES)
         for name in NAMES:
             unknown = query(subject=name, metric=name, aggregation=self.counting)
-            assert self.tally(tmp_path, [event(MIDNIGHT)], unknown).value is None, name[:40]
+            stored = [event(MIDNIGHT, metric=name)]
+            assert self.tally(tmp_path, stored, unknown).value is None, name[:40]
 
     def test_an_answer_can_be_asked_again(self, tmp_path: Path) -> None:
         """A tally carries its query, and evidence that names place, question and parameters."""
@@ -253,6 +275,15 @@ class UsageSourceContract(ABC):
     def tally(self, tmp_path: Path, events: Sequence[UsageEvent], asked: UsageQuery) -> Tally:
         """Ask a fresh source one query."""
         return self.tallies(tmp_path, events, [asked])[0]
+
+    def value_if_any(
+        self, tmp_path: Path, events: Sequence[UsageEvent], asked: UsageQuery
+    ) -> Decimal | None:
+        """Ask a fresh source one query; a refusal is no value."""
+        try:
+            return self.tally(tmp_path, events, asked).value
+        except SourceInvalid:
+            return None
 
     def number(
         self, tmp_path: Path, events: Sequence[UsageEvent], period: Period = MAY

@@ -12,6 +12,7 @@ from typing import IO, Any, Literal
 
 from usage_sources.reading import (
     EPOCH_UNITS,
+    NAMES_LOOKED_AT,
     NaiveTimes,
     digest,
     empty_value,
@@ -20,6 +21,7 @@ from usage_sources.reading import (
     exact_sum,
     iso_microseconds,
     microseconds,
+    never_used,
     no_metrics_apart,
     shown,
 )
@@ -45,6 +47,9 @@ class CsvSource:
     naive_times: NaiveTimes = "reject"
     # Column with the metric's name; without it the file holds one metric only.
     metric_column: str | None = None
+    # Metrics that exist although no event of theirs is in the file; any other that is in no row at
+    # all is an error, since a misspelt name must not count as 0.
+    known_metrics: tuple[str, ...] = field(default_factory=tuple)
     # Column with each event's quantity; needed to count sum, max and last.
     quantity_column: str | None = None
     # Column whose distinct values are counted; needed to count unique.
@@ -57,6 +62,8 @@ class CsvSource:
     def __post_init__(self) -> None:
         if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
             raise ValueError('delimiter must be one character, as in "," or ";"')
+        if self.known_metrics and self.metric_column is None:
+            raise ValueError("known_metrics needs metric_column")
         if self.watermark_lag_seconds is not None and not self.watermark_lag_seconds >= 0:
             raise ValueError("watermark_lag_seconds must be 0 or more")
 
@@ -67,11 +74,12 @@ class CsvSource:
         gatherings = [_Gathering(query) for query in queries]
         with _opened(self.path) as file:
             before = os.fstat(file.fileno())
-            known = self._gather(file, gatherings)
+            seen = self._gather(file, gatherings)
             after = os.fstat(file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise SourceUnavailable(f"csv {self.path} was written while it was read")
-        return [self._tally(each, known, asked_at, after) for each in gatherings]
+        self._check_metrics(seen, gatherings)
+        return [self._tally(each, seen.subjects, asked_at, after) for each in gatherings]
 
     def watermark(self) -> datetime | None:
         """Return the file's last change less the lag that the settings state; None: unsaid."""
@@ -90,8 +98,8 @@ class CsvSource:
         """Return the present moment; a test's subclass may return another."""
         return datetime.now(UTC)
 
-    def _gather(self, file: IO[str], gatherings: list[_Gathering]) -> set[str]:
-        """Give every row to the queries that ask for it; return the subjects that have any."""
+    def _gather(self, file: IO[str], gatherings: list[_Gathering]) -> _Seen:
+        """Give every row to the queries that ask for it; return which names have any."""
         rows = _rows(file, self.path, self.delimiter)
         place = self._header(rows)
         wanted: dict[tuple[str, str], list[_Gathering]] = {}
@@ -99,16 +107,25 @@ class CsvSource:
             metric = each.query.metric if self.metric_column else ""
             wanted.setdefault((each.query.subject, metric), []).append(each)
         subjects = {each.query.subject for each in gatherings}
-        known = set()
+        seen = _Seen({each.query.metric for each in gatherings})
         for line, row in rows:
+            metric = row[place[self.metric_column]] if self.metric_column else ""
+            seen.add_metric(metric)
             subject = row[place[self.subject_column]]
             if subject not in subjects:
                 continue
-            known.add(subject)
-            metric = row[place[self.metric_column]] if self.metric_column else ""
+            seen.subjects.add(subject)
             if asking := wanted.get((subject, metric)):
                 self._add(line, {name: row[at] for name, at in place.items()}, asking)
-        return known
+        return seen
+
+    def _check_metrics(self, seen: _Seen, gatherings: list[_Gathering]) -> None:
+        if self.metric_column is None:
+            return
+        exist = seen.metrics.union(self.known_metrics)
+        if missing := sorted({each.query.metric for each in gatherings} - exist):
+            place, column = f"csv {self.path}", self.metric_column
+            raise SourceInvalid(never_used(place, column, missing, seen.metrics))
 
     def _add(self, line: int, row: dict[str, str], asking: list[_Gathering]) -> None:
         at = self._read(line, self.time_column, row, self._microseconds)
@@ -213,6 +230,20 @@ class CsvSource:
         metric = f" and {self.metric_column} = :metric" if self.metric_column else ""
         where = f"{self.subject_column} = :subject{metric} and :start <= {self.time_column} < :end"
         return f"{aggregation} of {column} where {where}"
+
+
+class _Seen:
+    """Which names have any row: the subjects asked for, and the metrics, as many as matter."""
+
+    def __init__(self, asked: set[str]) -> None:
+        self.subjects: set[str] = set()
+        self.metrics: set[str] = set()
+        self._asked = asked
+
+    def add_metric(self, name: str) -> None:
+        """Keep a metric that is asked for, or one of the first others."""
+        if name in self._asked or len(self.metrics) < NAMES_LOOKED_AT:
+            self.metrics.add(name)
 
 
 @dataclass(kw_only=False)

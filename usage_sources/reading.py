@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow
 from typing import Any, Literal
@@ -25,6 +27,8 @@ EARLIEST = datetime(1980, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NAMES_LOOKED_AT = 200  # of the metrics there are, to name the ones nearest to one that is not
+
 _DIGITS = 60  # at most so many before and so many after the point
 _EXACT = Context(prec=200, traps=[Inexact, InvalidOperation, Overflow])
 
@@ -163,3 +167,20 @@ def no_metrics_apart(place: str, queries: list[UsageQuery]) -> str | None:
     if len(asked) < 2:
         return None
     return f"{place} cannot tell the metrics {', '.join(map(shown, asked))} apart"
+
+
+def nearest(name: str, names: Collection[str]) -> list[str]:
+    """Return the few names that are most like this one; without any like it, the first."""
+    return difflib.get_close_matches(name, names, cutoff=0.4) or sorted(names)[:5]
+
+
+def never_used(place: str, column: str, metrics: Sequence[str], names: Collection[str]) -> str:
+    """Say that metrics are in no row at all, so that their counts are unknown and not zero."""
+    near = dict.fromkeys(each for name in metrics[:3] for each in nearest(name, names)[:3])
+    has = f"nearest: {', '.join(map(shown, near))}" if near else "it has no metric at all"
+    more = f" and {len(metrics) - 5} more" if len(metrics) > 5 else ""
+    return (
+        f"{place}: nobody ever used the metric {', '.join(map(shown, metrics[:5]))}{more}"
+        f" (column {column}), so its count is unknown, not 0; {has}; correct metric under"
+        " components, or list it in the source's known_metrics if its first event is yet to come"
+    )

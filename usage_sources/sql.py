@@ -55,6 +55,9 @@ class SqlSource:
     time_column: str | None = None
     # Column with the metric's name; without it the table holds one metric only.
     metric_column: str | None = None
+    # Metrics that exist although no event of theirs has come yet; any other that is in no row at
+    # all is an error, since a misspelt name must not count as 0.
+    known_metrics: tuple[str, ...] = field(default_factory=tuple)
     # Column with each event's quantity; needed to count sum, max and last.
     quantity_column: str | None = None
     # Column whose distinct values are counted; needed to count unique.
@@ -62,7 +65,8 @@ class SqlSource:
     # Instead of `table`: a SELECT of `value`, and optionally `events`, for :start, :end and
     # :subject or :subjects, and :metric, :metrics, :component or :components.
     query: str | None = None
-    # A SELECT of those of :subjects that exist; default: with `table` those that have any row.
+    # A SELECT of those of :subjects that exist; needed with `query`, because count(*) answers 0
+    # for anybody. Default with `table`: those that have any row.
     known_subjects_query: str | None = None
     # A SELECT of the one moment, in `time_format`, up to which everything is in.
     watermark_query: str | None = None
@@ -85,6 +89,8 @@ class SqlSource:
         known = self.known_subjects_query
         if known is not None and parameters_of(known) != {"subjects"}:
             raise ValueError("known_subjects_query must use :subjects and nothing else")
+        if self.known_metrics and self.metric_column is None:
+            raise ValueError("known_metrics belongs to a table with metric_column")
         self._check_watermark()
         if not self.timeout_seconds > 0:
             raise ValueError("timeout_seconds must be more than 0")
@@ -103,6 +109,12 @@ class SqlSource:
         for name in _COLUMNS:
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} belongs to table; remove it, or give table, not query")
+        if self.known_subjects_query is None:
+            raise ValueError(
+                "known_subjects_query is needed with query, because a statement answers 0 also"
+                " for a subject that nobody knows; give one that selects those who exist, as in"
+                ' known_subjects_query = "SELECT id FROM tenants WHERE id IN :subjects"'
+            )
         check_query(query)
 
     def _check_watermark(self) -> None:
@@ -120,6 +132,8 @@ class SqlSource:
         with self._database.reading() as connection:
             watermark = self._watermark(connection, asked_at)
             answers = self._reader.answers(connection, queries)
+            if isinstance(self._reader, TableReader):
+                self._reader.check_metrics(connection, answers)
             doubtful = {
                 each.query.subject for each in answers if not each.value and not each.events
             }
@@ -176,27 +190,28 @@ class SqlSource:
             time_format=self.time_format,
             naive_times=self.naive_times,
         )
-        return TableReader(self._database, columns)
+        return TableReader(self._database, columns, self.known_metrics)
 
-    def _known(self, connection: sa.Connection, subjects: set[str]) -> frozenset[str] | None:
-        """Return which of the subjects exist; None: nothing here can say."""
-        if not subjects:
-            return frozenset()
-        if self.known_subjects_query is not None:
-            reader = SubjectsReader(self._database, self.known_subjects_query)
-            return reader.known(connection, subjects)
-        table = self._reader
-        return table.known(connection, subjects) if isinstance(table, TableReader) else None
+    @cached_property
+    def _subjects(self) -> TableReader | SubjectsReader:
+        query = self.known_subjects_query
+        if query is None and isinstance(self._reader, TableReader):
+            return self._reader
+        return SubjectsReader(self._database, query or "")
+
+    def _known(self, connection: sa.Connection, subjects: set[str]) -> frozenset[str]:
+        """Return which of the subjects exist."""
+        return self._subjects.known(connection, subjects) if subjects else frozenset()
 
     def _tally(
         self,
         answer: Answer,
-        known: frozenset[str] | None,
+        known: frozenset[str],
         asked_at: datetime,
         watermark: datetime | None,
     ) -> Tally:
         query, value, events = answer.query, answer.value, answer.events
-        if not value and not events and known is not None:
+        if not value and not events:
             value, events = self._settled(answer, is_known=query.subject in known)
         evidence = Evidence(
             source=self._reader.place,

@@ -15,6 +15,7 @@ from usage_sources.reading import (
     EARLIEST,
     EPOCH_UNITS,
     LATEST,
+    NAMES_LOOKED_AT,
     NaiveTimes,
     TimeFormat,
     microseconds,
@@ -58,6 +59,12 @@ class Key:
     def is_one_of(self, parameter: str) -> Element:
         """Compare with a list that is bound later."""
         return self.column.in_(sa.bindparam(parameter, expanding=True, type_=self.type))
+
+    def is_exactly(self, parameter: str) -> Element:
+        """Compare with one name that is bound later, through an index and telling case apart."""
+        name = sa.bindparam(parameter, type_=self.type)
+        same = self.column == name
+        return same if self.exact is self.column else sa.and_(same, self.exact == name)
 
     def values(self, names: list[str]) -> list[Any]:
         """Bind the names that the column's type can hold."""
@@ -128,7 +135,21 @@ class TableStatements:
 
     def known(self) -> sa.Select[Any]:
         """Select a row if there is any of the subject, at any time."""
-        return sa.select(sa.literal_column("1")).where(self.subject.is_one_of("subjects")).limit(1)
+        return sa.select(sa.literal_column("1")).where(self.subject.is_exactly("name")).limit(1)
+
+    @staticmethod
+    def used(metric: Key, number: int) -> sa.Select[Any]:
+        """Select for each of so many metrics 1 or 0: whether any row has it, up to the first."""
+        one: Element = sa.literal_column("1")
+        none: Element = sa.literal_column("0")
+        looks = [sa.exists(one).where(metric.is_exactly(f"name_{n}")) for n in range(number)]
+        return sa.select(*(sa.case((look, one), else_=none) for look in looks))
+
+    @staticmethod
+    def metrics(metric: Key) -> sa.Select[Any]:
+        """Select the first names of metrics that the table has."""
+        named = sa.select(metric.exact).where(metric.column.is_not(None))
+        return named.distinct().limit(NAMES_LOOKED_AT)
 
     def odd_time(self, *, fractions: bool) -> sa.Select[Any]:
         """Select a row of the subjects whose time is missing or cannot be meant.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -11,10 +10,17 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 
-from usage_sources.reading import exact_quantity, no_metrics_apart, shown
+from usage_sources.reading import (
+    exact_quantity,
+    nearest,
+    never_used,
+    no_metrics_apart,
+    shown,
+)
 from usage_sources.sql_database import Answer, Database, StoredValueInvalid, grouped
 from usage_sources.sql_statements import (
     Columns,
+    Key,
     TableStatements,
     falls_between,
     statement_text,
@@ -24,16 +30,20 @@ from worker.domain import Aggregation, Period, UsageQuery, utc_text
 from worker.errors import SourceInvalid
 
 _OF_QUANTITY = (Aggregation.SUM, Aggregation.MAX, Aggregation.LAST)
+_MOST_AT_ONCE = 500  # metrics in one statement; databases bound its columns and parameters
 
 
 class TableReader:
     """Answers queries from one table, whose columns are looked up once."""
 
-    def __init__(self, database: Database, columns: Columns) -> None:
+    def __init__(
+        self, database: Database, columns: Columns, known_metrics: Iterable[str] = ()
+    ) -> None:
         self._database = database
         self._columns = columns
         self._found: TableStatements | None = None
         self._whole_units_only = False
+        self._metrics = set(known_metrics)  # that exist: stated, or once seen
         self.place = f"{database.place} table {columns.table}"
 
     def answers(self, connection: sa.Connection, queries: Sequence[UsageQuery]) -> list[Answer]:
@@ -54,10 +64,43 @@ class TableReader:
         look = statements.known()
 
         def has_row(subject: str) -> bool:
-            values = statements.subject.values([subject])
-            return bool(values and self._database.rows(connection, look, {"subjects": values})[1])
+            name = statements.subject.bind(subject)
+            return name is not None and bool(
+                self._database.rows(connection, look, {"name": name})[1]
+            )
 
         return frozenset(filter(has_row, subjects))
+
+    def check_metrics(self, connection: sa.Connection, answers: Iterable[Answer]) -> None:
+        """Raise if any metric without events in its period is in no row at all, of anybody."""
+        metric = self._statements(connection).metric
+        if metric is None:
+            return
+        self._metrics |= {each.query.metric for each in answers if each.events}
+        doubtful = sorted({each.query.metric for each in answers} - self._metrics)
+        self._metrics |= self._used(connection, metric, doubtful)
+        if missing := [name for name in doubtful if name not in self._metrics]:
+            column, names = self._columns.metric or "", self._names_of(connection, metric)
+            raise SourceInvalid(never_used(self.place, column, missing, names))
+
+    def _used(self, connection: sa.Connection, metric: Key, names: list[str]) -> set[str]:
+        bound = [(name, value) for name in names if (value := metric.bind(name)) is not None]
+        used = set()
+        for first in range(0, len(bound), _MOST_AT_ONCE):
+            some = bound[first : first + _MOST_AT_ONCE]
+            values = {f"name_{n}": value for n, (_, value) in enumerate(some)}
+            look = TableStatements.used(metric, len(some))
+            (row,) = self._database.rows(connection, look, values)[1]
+            used |= {name for (name, _), found in zip(some, row, strict=True) if found}
+        return used
+
+    def _names_of(self, connection: sa.Connection, metric: Key) -> list[str]:
+        """Return metrics to choose from; a table too large to tell in time has none to offer."""
+        try:
+            rows = self._database.rows(connection, TableStatements.metrics(metric), {})[1]
+        except sa_exc.SQLAlchemyError:
+            return []
+        return [str(row[0]) for row in rows]
 
     def check(self, connection: sa.Connection) -> None:
         """Raise unless the table has the columns, of the types that the settings need."""
@@ -243,5 +286,5 @@ def _json_ready(value: Any) -> Any:
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, cutoff=0.4) or sorted(names)[:5]
+    near = nearest(name, names)
     return f"; nearest: {', '.join(near)}" if near else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -22,7 +23,13 @@ from worker.errors import SourceInvalid
 
 _PLURALS = {"subjects": "subject", "metrics": "metric", "components": "component"}
 _SINGULARS = {singular: plural for plural, singular in _PLURALS.items()}
+_PARENTHESES = re.compile(rf"\(\s*(:(?:{'|'.join(_PLURALS)}))\s*\)")
 _ALLOWED = {"start", "end", *_PLURALS, *_SINGULARS}
+
+
+def statement_of(text: str) -> sa.TextClause:
+    """Read a statement; a list may stand in parentheses, as in plain SQL, or without."""
+    return sa.text(_PARENTHESES.sub(r"\1", text))
 
 
 def parameters_of(text: str) -> set[str]:
@@ -65,7 +72,7 @@ class TextReader:
         ]
         single = [sa.bindparam(name, type_=sa.String()) for name in names & _SINGULARS.keys()]
         edges = [sa.bindparam(name, type_=time_type(*self._times)) for name in ("start", "end")]
-        self._statement = sa.text(text).bindparams(*plural, *single, *edges)
+        self._statement = statement_of(text).bindparams(*plural, *single, *edges)
         self.place = f"{database.place} query"
 
     def answers(self, connection: sa.Connection, queries: Sequence[UsageQuery]) -> list[Answer]:
@@ -181,7 +188,7 @@ class SubjectsReader:
     def __init__(self, database: Database, text: str) -> None:
         subjects = sa.bindparam("subjects", expanding=True, type_=sa.String())
         self._database = database
-        self._statement = sa.text(text).bindparams(subjects)
+        self._statement = statement_of(text).bindparams(subjects)
 
     def known(self, connection: sa.Connection, subjects: Iterable[str]) -> frozenset[str]:
         """Return those subjects that the statement's first column names."""

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,13 +28,14 @@ from worker.domain import InvoiceKey
 from worker.doorbell import Doorbell
 from worker.errors import ConfigError, QueueUnavailable, ReconcilerError
 from worker.journal import open_journal
+from worker.journal_commands import journal as journal_commands
 from worker.logs import configure_logs
 from worker.ports import Journal
 from worker.record import Entry, EntryKind, InvoiceRow, State
 from worker.rq_worker import run_worker
 from worker.story import row_json, story_json, story_text
-from worker.sweep import sweep, sweep_once
-from worker.wiring import CONFIG_VARIABLE, configured, utc_now
+from worker.sweep import Sweep, sweep_until
+from worker.wiring import CONFIG_VARIABLE, configured, open_service, utc_now
 
 NEEDS_ATTENTION = 3
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -125,16 +127,29 @@ def work(burst: bool) -> None:
 @main.command(name="sweep")
 @click.option("--once", is_flag=True, help="Sweep once and stop.")
 def sweep_command(once: bool) -> None:
-    """Ring again for whatever is due and unfinished."""
+    """Ring for whatever is due, find pending invoices nobody told of, acknowledge."""
     config = _ready_config()
+    service = open_service(config)
+    sweep = Sweep(
+        journal=service.journal,
+        platforms=service.platforms,
+        doorbell=_doorbell(config),
+        now=utc_now,
+        find_every=timedelta(seconds=config.sweep.find_pending_seconds),
+        find_pages=config.sweep.find_pending_pages,
+    )
     if once:
-        rung = sweep_once(open_journal(config.journal.url), _doorbell(config))
-        click.echo(f"rang for {rung} invoices", err=True)
+        swept = sweep.round()
+        click.echo(
+            f"rang for {swept.rung} invoices, found {swept.found} pending,"
+            f" acknowledged {swept.acknowledged} notifications",
+            err=True,
+        )
         return
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    sweep(config, stop)
+    sweep_until(stop, sweep, timedelta(seconds=config.sweep.interval_seconds))
 
 
 @main.command(name="list")
@@ -205,7 +220,10 @@ def replay(
     if recount:
         entry = Entry(kind=EntryKind.DISCARDED, at=utc_now(), data=asked)
         if not journal.discard_tallies(key, entry):
-            _fail("it cannot be counted anew: a write was begun. Replay it without --recount")
+            _fail(
+                "it cannot be counted anew: a write was begun, or a worker is at it."
+                " Replay it without --recount"
+            )
     journal.wake(key, Entry(kind=EntryKind.REPLAYED, at=utc_now(), data=asked))
     try:
         _doorbell(config).ring(key)
@@ -221,6 +239,24 @@ def replay(
         click.echo(f"no worker has answered within {wait:g} s; is one running?", err=True)
     if row.state not in (State.ISSUED, State.SKIPPED) or _is_open(row):
         sys.exit(NEEDS_ATTENTION)
+
+
+main.add_command(journal_commands)
+
+
+@main.command()
+@click.argument("invoice_id", metavar="INV")
+@click.option("--platform", help="Needed when several platforms are configured.")
+@click.option("--reason", required=True, help="How it was settled; goes into its record.")
+def close(invoice_id: str, platform: str | None, reason: str) -> None:
+    """Record that you settled an invoice by hand on the platform; nothing more is done for it."""
+    config = configured()
+    journal = open_journal(config.journal.url)
+    key = _key(config, journal, invoice_id, platform)
+    entry = Entry(kind=EntryKind.CLOSED, at=utc_now(), data={"by": _user(), "reason": reason})
+    if not journal.close_by_hand(key, entry):
+        _fail(f"{key} is not in the journal, or a worker is at it: try again when it is done")
+    click.echo(f"{key}: closed")
 
 
 @main.command()

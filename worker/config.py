@@ -83,7 +83,6 @@ class QueueSection(_Section):
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     name: str = Field(default="reconcile", pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    sweep_interval_seconds: SomeSeconds = 60
 
     @field_validator("redis_url")
     @classmethod
@@ -94,6 +93,14 @@ class QueueSection(_Section):
         except ValueError:
             raise ValueError("must be a URL such as redis://127.0.0.1:6379/0") from None
         return url
+
+
+class SweepSection(_Section):
+    """The safety net."""
+
+    interval_seconds: SomeSeconds = 60
+    find_pending_seconds: SomeSeconds = 600
+    find_pending_pages: int = Field(default=4, ge=0, le=1000)
 
 
 class JournalSection(_Section):
@@ -110,6 +117,7 @@ class RulesSection(_Section):
     grace_seconds: Seconds = 300
     not_found_grace_seconds: Seconds = 120
     watermark_poll_seconds: SomeSeconds = 300
+    watermark_deadline_seconds: SomeSeconds = 259200
     settle_seconds: Seconds = 120
     retry_delays_seconds: list[Seconds] = Field(default=[5, 30, 120, 600, 3600], min_length=1)
     max_attempts: int = Field(default=12, ge=1)
@@ -142,6 +150,7 @@ class _File(_Section):
     webhook: WebhookSection = WebhookSection()
     platforms: dict[PlatformName, dict[str, Any]] = Field(min_length=1)
     queue: QueueSection = QueueSection()
+    sweep: SweepSection = SweepSection()
     journal: JournalSection = JournalSection()
     rules: RulesSection = RulesSection()
     usage_sources: dict[str, dict[str, Any]] = {}
@@ -163,6 +172,7 @@ class Config:
 
     webhook: WebhookSection
     queue: QueueSection
+    sweep: SweepSection
     journal: JournalSection
     log: LogSection
     rules: Rules
@@ -208,6 +218,7 @@ def config_of(file_data: Mapping[str, Any], environ: Mapping[str, str]) -> Confi
     return Config(
         webhook=file.webhook,
         queue=file.queue,
+        sweep=file.sweep,
         journal=file.journal,
         log=file.log,
         rules=_rules(file),
@@ -290,6 +301,7 @@ def _rules(file: _File) -> Rules:
         issue_without_usage=rules.issue_without_usage,
         not_found_grace=timedelta(seconds=rules.not_found_grace_seconds),
         watermark_poll=timedelta(seconds=rules.watermark_poll_seconds),
+        watermark_deadline=timedelta(seconds=rules.watermark_deadline_seconds),
         settle=timedelta(seconds=rules.settle_seconds),
         retry_delays=tuple(timedelta(seconds=s) for s in rules.retry_delays_seconds),
         max_attempts=rules.max_attempts,

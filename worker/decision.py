@@ -19,6 +19,7 @@ from worker.domain import (
     Invoice,
     InvoiceState,
     Rules,
+    Span,
     Subject,
     Tally,
     UnknownSubject,
@@ -85,20 +86,25 @@ def judge_invoice(invoice: Invoice | None, known: Known, rules: Rules) -> Decisi
     """Judge the invoice alone."""
     progress, now = known.progress, known.now
     if invoice is None:
-        deadline = known.first_seen_at + rules.not_found_grace
+        deadline = (progress.unknown_since or now) + rules.not_found_grace
         if now < deadline:
             return Wait(min(now + _NOT_FOUND_POLL, deadline), "the platform does not know it yet")
         return Hold("the platform does not know this invoice")
     if invoice.state is InvoiceState.VOIDED:
         return Skip("it is voided")
-    if invoice.state is not InvoiceState.PENDING:
-        return Verify() if progress.unfinished else Skip(f"it is already {invoice.state_text}")
+    if invoice.state is InvoiceState.OTHER:
+        return Hold(f"its state {invoice.state_text} is not known to this program")
+    if invoice.state is not InvoiceState.PENDING and progress.unfinished:
+        return Verify()
     if progress.issued_at is not None:
         return _pending_again(progress.issued_at, now, rules)
     if invoice.type not in rules.invoice_types:
         return Skip(f"its type is {invoice.type}, not {' or '.join(sorted(rules.invoice_types))}")
+    if invoice.state is not InvoiceState.PENDING:
+        return _not_ours(f"it is already {invoice.state_text}", progress)
     if invoice.version != 1 and not progress.unfinished:
-        return Skip(f"its versionNumber is {invoice.version}: somebody else recalculated it")
+        told = f"its versionNumber is {invoice.version}: somebody else recalculated it"
+        return _not_ours(told, progress)
     if progress.unanswered_at is not None and now < progress.unanswered_at + rules.settle:
         return Wait(
             progress.unanswered_at + rules.settle,
@@ -108,24 +114,21 @@ def judge_invoice(invoice: Invoice | None, known: Known, rules: Rules) -> Decisi
 
 
 def judge_charges(
-    charges: Sequence[UsageCharge],
-    billed: Sequence[BilledSpan],
-    rules: Rules,
-    now: datetime,
+    charges: Sequence[UsageCharge], billed: Sequence[BilledSpan], known: Known, rules: Rules
 ) -> Decision | None:
     """Judge the usage charges, before anything is counted."""
     if not charges:
-        return Recalculate(()) if rules.issue_without_usage else Skip("it has no usage charge")
+        return _without_usage(known, rules)
     faults = [
         *_unmapped(charges, rules.components),
         *_bad_periods(charges),
         *_without_subject(charges, rules.components),
-        *_billed_twice(charges, billed),
+        *_billed_twice(charges, billed, rules),
     ]
     if faults:
         return Hold(_listed(faults))
     last = max(charges, key=lambda charge: _end(charge))
-    if now < _end(last) + rules.grace:
+    if known.now < _end(last) + rules.grace:
         return Wait(_end(last) + rules.grace, f'the period of "{last.component}" is not over')
     return None
 
@@ -135,15 +138,22 @@ def judge_watermarks(
     watermarks: Mapping[str, datetime | None],
     rules: Rules,
     now: datetime,
-) -> Wait | None:
+) -> Wait | Hold | None:
     """Judge whether every source has everything of the periods; a source that cannot say, has."""
     for charge in charges:
         source = rules.components[charge.component].source
         watermark = watermarks[source]
         if watermark is not None and watermark < _end(charge):
             reason = f'source "{source}" has usage only up to {utc_text(watermark)}'
+            if now >= _end(charge) + rules.watermark_deadline:
+                return Hold(f"{reason}, long after the period's end")
             return Wait(now + rules.watermark_poll, reason)
     return None
+
+
+def spans_of(charges: Sequence[UsageCharge], rules: Rules) -> list[Span]:
+    """Return what the charges bill, as far as they can be read and are mapped."""
+    return [span for charge in charges if (span := _span(charge, rules))]
 
 
 def queries_by_source(
@@ -167,14 +177,14 @@ def queries_by_source(
 
 
 def judge_tallies(
-    charges: Sequence[UsageCharge], tallies: Sequence[Tally], rules: Rules
+    asked: Sequence[UsageQuery], tallies: Sequence[Tally], rules: Rules
 ) -> Hold | Recalculate:
     """Judge the counts: all of them become what is billed, or none does."""
-    by_charge = {tally.query.charge_id: tally for tally in tallies}
     frozen: list[FrozenTally] = []
     faults: list[str] = []
-    for charge in charges:
-        result = _freeze(charge, by_charge.get(charge.id), rules.components[charge.component])
+    for query in asked:
+        answers = [tally for tally in tallies if tally.query == query]
+        result = _freeze(query, answers, rules.components[query.component])
         if isinstance(result, FrozenTally):
             frozen.append(result)
         else:
@@ -213,6 +223,27 @@ def _pending_again(issued_at: datetime, now: datetime, rules: Rules) -> Wait | H
     )
 
 
+def _not_ours(told: str, progress: Progress) -> Skip | Hold:
+    """Skip what others did before we came; what they did while it awaited us, a person judges."""
+    if progress.awaited_us:
+        return Hold(f"{told}, while it awaited our count; check it, then close it")
+    return Skip(told)
+
+
+def _without_usage(known: Known, rules: Rules) -> Recalculate | Wait | Skip:
+    """Judge an invoice without usage charges, once they have had the time to appear."""
+    if known.now < known.first_seen_at + rules.grace:
+        return Wait(known.first_seen_at + rules.grace, "it has no usage charge yet")
+    return Recalculate(()) if rules.issue_without_usage else Skip("it has no usage charge")
+
+
+def _span(charge: UsageCharge, rules: Rules) -> Span | None:
+    component = rules.components.get(charge.component)
+    if charge.period is None or component is None:
+        return None
+    return Span(_subject(charge, component), component.name, charge.period)
+
+
 def _unmapped(charges: Sequence[UsageCharge], components: Mapping[str, Component]) -> list[str]:
     names = dict.fromkeys(c.component for c in charges if c.component not in components)
     return [
@@ -235,18 +266,21 @@ def _without_subject(
     ]
 
 
-def _billed_twice(charges: Sequence[UsageCharge], billed: Sequence[BilledSpan]) -> list[str]:
+def _billed_twice(
+    charges: Sequence[UsageCharge], billed: Sequence[BilledSpan], rules: Rules
+) -> list[str]:
+    spans = [(charge, span) for charge in charges if (span := _span(charge, rules))]
     within = [
         f'"{one.component}" is on it twice for overlapping periods ({one.id}, {other.id})'
-        for one, other in combinations(charges, 2)
-        if one.span and other.span and one.span.overlaps(other.span)
+        for (one, its), (other, others) in combinations(spans, 2)
+        if its.overlaps(others)
     ]
     elsewhere = [
         f'"{charge.component}" {charge.period} overlaps {other.span.period},'
         f" billed on {other.invoice_id}"
-        for charge in charges
+        for charge, span in spans
         for other in billed
-        if charge.span and charge.span.overlaps(other.span)
+        if span.overlaps(other.span)
     ]
     return within + elsewhere
 
@@ -262,16 +296,18 @@ def _subject(charge: UsageCharge, component: Component) -> str:
     return charge.subscription_id
 
 
-def _freeze(charge: UsageCharge, tally: Tally | None, component: Component) -> FrozenTally | str:
-    """Return what is billed for the charge, or the reason why it cannot be said."""
-    name = f'"{charge.component}"'
-    if tally is None:
-        return f'source "{component.source}" gave no answer for {name}'
-    value = tally.value
+def _freeze(query: UsageQuery, answers: Sequence[Tally], component: Component) -> FrozenTally | str:
+    """Return what is billed for one query, or the reason why it cannot be said."""
+    name = f'"{query.component}"'
+    if len(answers) != 1:
+        return f'source "{component.source}" gave {len(answers) or "no"} answers for {name}'
+    value = answers[0].value
     if value is None:
         if component.unknown_subject is not UnknownSubject.ZERO:
-            return f'source "{component.source}" does not know "{tally.query.subject}" for {name}'
+            return f'source "{component.source}" does not know "{query.subject}" for {name}'
         value = _ZERO
+    if not isinstance(value, Decimal):
+        return f"{name} was counted as a {type(value).__name__}, which is not exact"
     if not value.is_finite() or value < 0:
         return f"{name} was counted as {value}"
     if value.adjusted() > _MOST_DIGITS:
@@ -281,18 +317,16 @@ def _freeze(charge: UsageCharge, tally: Tally | None, component: Component) -> F
         return f"{name} was counted as {value}: a fraction, and it has no rounding rule"
     if component.max_quantity is not None and quantity > component.max_quantity:
         return f"{name} was counted as {quantity}, above its max_quantity {component.max_quantity}"
-    assert charge.span is not None  # noqa: S101  judge_charges held the others
     return FrozenTally(
-        charge_id=charge.id,
-        span=charge.span,
-        subject=tally.query.subject,
-        metric=tally.query.metric,
-        aggregation=tally.query.aggregation,
+        charge_id=query.charge_id,
+        span=Span(query.subject, query.component, query.period),
+        metric=query.metric,
+        aggregation=query.aggregation,
         quantity=quantity,
         value=value,
         rounding=component.rounding,
-        events=tally.events,
-        evidence=tally.evidence,
+        events=answers[0].events,
+        evidence=answers[0].evidence,
     )
 
 

@@ -41,7 +41,7 @@ def examine() -> Iterator[Finding]:
         yield Finding("secrets", well=False, told=secret, mend="set it where the processes start")
     if not config.missing_secrets:
         yield Finding("secrets", well=True, told="all set")
-    mend = "correct journal.url, or make its folder and disk writable"
+    mend = "correct journal.url, or make its folder and disk writable, or its database"
     yield _looked("journal", lambda: _check_journal(config), mend)
     yield from _redis(config)
     if not config.missing_secrets:
@@ -59,7 +59,8 @@ def _check_journal(config: Config) -> str:
     with closing(open_journal(config.journal.url)) as journal:
         journal.check()
         ignored = sum(journal.ignored().values())
-    return f"{config.journal.url} can be written; {ignored} events asked for nothing"
+        place = journal.store.place  # the URL may hold a password
+    return f"{place} can be written; {ignored} events asked for nothing"
 
 
 def _outside(config: Config) -> Iterator[Finding]:

@@ -68,6 +68,7 @@ class Delivery:
     event: str  # the platform's name of the event, e.g. "Invoice/Pending"
     invoice_id: str | None  # None: the event does not ask us to reconcile an invoice
     body: bytes
+    owes_ack: bool = False  # True: the platform sends it again until it is acknowledged
 
     @property
     def key(self) -> InvoiceKey | None:
@@ -77,16 +78,16 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What a customer must be billed for only once: a component of a subscription, a period."""
+    """What must be billed only once: a subject's usage of a component, over a period."""
 
-    subscription_id: str
+    subject: str  # whose usage is counted
     component: str
     period: Period
 
     def overlaps(self, other: Span) -> bool:
         """Tell whether billing both would bill some moment twice."""
         return (
-            self.subscription_id == other.subscription_id
+            self.subject == other.subject
             and self.component == other.component
             and self.period.overlaps(other.period)
         )
@@ -133,13 +134,6 @@ class UsageCharge:
     version: int
     period: Period | None  # None: see period_fault
     period_fault: str = ""  # why the period cannot be read, in words
-
-    @property
-    def span(self) -> Span | None:
-        """What the charge bills; None while its period cannot be read."""
-        if self.period is None:
-            return None
-        return Span(self.subscription_id, self.component, self.period)
 
 
 class Aggregation(StrEnum):
@@ -249,7 +243,6 @@ class FrozenTally:
 
     charge_id: str
     span: Span
-    subject: str
     metric: str
     aggregation: Aggregation
     quantity: int  # what is written on the charge
@@ -269,6 +262,7 @@ class Rules:
     issue_without_usage: bool
     not_found_grace: timedelta  # a notification can outrun the platform's API
     watermark_poll: timedelta  # between looks at a source that is behind
+    watermark_deadline: timedelta  # after a period's end; a source still behind is a person's
     settle: timedelta  # a write without an answer counts as not applied only after this long
     retry_delays: tuple[timedelta, ...]  # after the 1st, 2nd, ... failure; the last repeats
     max_attempts: int  # failures in a row before the invoice is held

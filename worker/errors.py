@@ -4,7 +4,7 @@
 
     ReconcilerError
     ├── TransientError            try again later; nothing about this invoice is wrong
-    │   ├── PlatformUnavailable       no answer, 429 or 5xx
+    │   ├── PlatformUnavailable       a read without an answer, a write that was surely not taken
     │   │   └── CredentialsRefused        our token was refused; true of every invoice
     │   ├── OutcomeUnknown            a write was sent and its answer was lost: read before writing
     │   ├── SourceUnavailable         a usage source did not answer
@@ -16,7 +16,8 @@
     │   └── SourceInvalid             a source answered something that is not a count
     ├── DeliveryRejected          a webhook request is not a notification we can read
     ├── ConfigError               the configuration is wrong; carries every complaint at once
-    └── LeaseLost                 another worker owns the invoice now; stop before the next write
+    ├── LeaseLost                 another worker owns the invoice now; stop before the next write
+    └── Stopped                   this worker was asked to end; the next one goes on
 """
 
 from __future__ import annotations
@@ -91,3 +92,7 @@ class ConfigError(ReconcilerError):
 
 class LeaseLost(ReconcilerError):
     """The claim's lease ran out and another worker took the invoice."""
+
+
+class Stopped(ReconcilerError):
+    """This worker was asked to end between two steps; nothing is wrong."""

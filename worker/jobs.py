@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import structlog
@@ -11,11 +12,13 @@ import structlog
 from worker.domain import InvoiceKey
 from worker.errors import ConfigError, ReconcilerError
 from worker.logs import configure_logs
-from worker.reconcile import reconcile
+from worker.reconcile import hold, reconcile
 from worker.record import State
-from worker.wiring import Service, config_path, configured, open_service
+from worker.wiring import Service, config_path, configured, open_service, utc_now
 
 log = structlog.get_logger("worker")
+
+stop_requested = threading.Event()  # set when this process was asked to end
 
 
 class InvoiceHeld(ReconcilerError):
@@ -27,10 +30,13 @@ def reconcile_invoice(platform: str, invoice_id: str) -> None:
 
     May run at any time, any number of times: the journal decides whether there is work.
     """
-    service = _service.current()
-    key = InvoiceKey(platform, invoice_id)
-    ports, rules = service.ports(platform), service.config.rules
-    outcome = reconcile(key, owner=owner(), ports=ports, rules=rules)
+    service, key = current.service(), InvoiceKey(platform, invoice_id)
+    if platform in service.platforms:
+        ports = service.ports(platform, stop_requested.is_set)
+        outcome = reconcile(key, owner=owner(), ports=ports, rules=service.config.rules)
+    else:
+        reason = f'there is no platform "{platform}" in the config any more; add it, then replay'
+        outcome = hold(key, reason, owner=owner(), journal=service.journal, at=utc_now())
     event = log.bind(invoice=invoice_id, platform=platform)
     if outcome is None:
         event.debug("not_due_or_taken")
@@ -51,34 +57,46 @@ def owner() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-class _CurrentService:
+class CurrentService:
     """The process's service; made anew when the configuration file has changed.
 
     So an operator maps a component and replays, without restarting the workers. A changed file
-    with a mistake in it is reported with every job, and the last good one stays in force.
+    with a mistake in it, or one that moves the journal or the queue under running processes, is
+    reported with every job, and the last good one stays in force.
     """
 
     def __init__(self) -> None:
         self._service: Service | None = None
         self._made_from: tuple[int, int, int] | None = None
 
-    def current(self) -> Service:
+    def service(self) -> Service:
+        """Return the service as the configuration says now."""
         version = _version_of(config_path())
         if self._service is None:
-            self._service, self._made_from = _opened_service(), version
+            self._service = self._made(None)
+            self._made_from = version
         elif version != self._made_from:
             try:
-                self._service, self._made_from = _opened_service(), version
+                self._service = self._made(self._service)
+                self._made_from = version
                 log.info("configuration_read_again")
             except ConfigError as error:
                 log.error("configuration_refused", complaints=error.complaints)  # noqa: TRY400
         return self._service
 
+    def secrets(self) -> tuple[str, ...]:
+        """Return the secrets in force."""
+        return self._service.config.secrets if self._service else ()
 
-def _opened_service() -> Service:
-    config = configured()
-    configure_logs(config.log.level, config.log.format, config.secrets)
-    return open_service(config)
+    def _made(self, before: Service | None) -> Service:
+        config = configured()
+        if before is not None:
+            old = before.config
+            if (config.journal, config.queue) != (old.journal, old.queue):
+                raise ConfigError(["journal, queue: restart all processes to change these"])
+        service = open_service(config, before.journal if before else None)
+        configure_logs(config.log.level, config.log.format, config.secrets)
+        return service
 
 
 def _version_of(path: Path) -> tuple[int, int, int] | None:
@@ -89,4 +107,4 @@ def _version_of(path: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-_service = _CurrentService()
+current = CurrentService()

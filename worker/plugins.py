@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
 from typing import Any
 
@@ -23,28 +24,28 @@ _OF_TABLES = ("model_type", "dict_type", "dataclass_type")  # what stands there 
 _MOST_SHOWN = 80
 
 
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}  # making one takes milliseconds
+
+
 class UnknownKind(LookupError):
     """No plugin of this kind can be loaded; the text says what there is."""
 
 
 def kinds(group: str) -> list[str]:
     """Return the names of the installed plugins of a group."""
-    return sorted(entry.name for entry in entry_points(group=group))
+    return sorted(_installed(group))
 
 
 def plugin_class(group: str, kind: str) -> type[Any]:
     """Find the class of a kind; raise UnknownKind, naming the kinds there are."""
-    try:
-        if ":" in kind:
-            found = resolve_name(kind)
-        else:
-            found = next(e for e in entry_points(group=group) if e.name == kind).load()
-    except StopIteration:
+    if ":" not in kind and kind not in _installed(group):
         known = ", ".join(kinds(group))
         raise UnknownKind(
             f'no kind "{kind}"{suggestion(kind, kinds(group))}; there are {known},'
             ' or name your own as "package.module:Class"'
-        ) from None
+        )
+    try:
+        found = resolve_name(kind) if ":" in kind else _installed(group)[kind].load()
     except Exception as error:  # importing runs whatever the module says
         reason = f"{type(error).__name__}: {error}"
         raise UnknownKind(f'kind "{kind}" cannot be loaded: {reason}') from error
@@ -88,7 +89,9 @@ def complaints_about(
 
 def build(plugin: type[Any], settings: Mapping[str, Any]) -> Any:
     """Make the plugin from its settings; raise pydantic's ValidationError."""
-    return TypeAdapter(plugin).validate_python(dict(settings))
+    if plugin not in _ADAPTERS:
+        _ADAPTERS[plugin] = TypeAdapter(plugin)
+    return _ADAPTERS[plugin].validate_python(dict(settings))
 
 
 def build_named(plugin: type[Any], name: str, settings: Mapping[str, Any]) -> Any:
@@ -129,6 +132,11 @@ def _got(value: object) -> str:
         return ""
     text = repr(value)
     return f" (got {text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + '...'})"
+
+
+@cache
+def _installed(group: str) -> Mapping[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=group)}
 
 
 def _settings(plugin: type[Any]) -> list[dataclasses.Field[Any]]:

@@ -5,7 +5,7 @@ Every adapter of a port passes that port's contract suite; so does the fake in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -23,6 +23,7 @@ from worker.domain import (
 from worker.errors import ReconcilerError
 from worker.record import (
     BilledSpan,
+    Broken,
     Claim,
     Entry,
     History,
@@ -54,6 +55,7 @@ class BillingPlatform(Protocol):
     """
 
     calls: int  # requests sent so far, for the record of what an invoice takes
+    longest_call: timedelta  # how long one request may go on before it is given up
 
     def parse_delivery(self, body: bytes) -> Delivery:
         """Read a webhook body; raise DeliveryRejected, saying what is wrong with it."""
@@ -64,11 +66,13 @@ class BillingPlatform(Protocol):
     def usage_charges(self, invoice: Invoice) -> Sequence[UsageCharge]:
         """List every usage charge of the invoice, each once, whatever the page size."""
 
-    def recalculate(self, invoice: Invoice, quantities: Mapping[str, int]) -> Iterator[ChargeWrite]:
+    def recalculate(
+        self, invoice: Invoice, quantities: Mapping[str, int], stopping: Callable[[], bool]
+    ) -> Iterator[ChargeWrite]:
         """Write each charge's quantity (by charge id) and yield what became of every one.
 
-        After the first failure no further write is sent, and the unsent ones are yielded with an
-        error too. Closing the iterator early sends nothing more.
+        After the first failure, and once `stopping()`, no further write is sent, and the unsent
+        ones are yielded with an error too (Stopped). Closing the iterator sends nothing more.
         """
 
     def issue(self, invoice: Invoice) -> Invoice:
@@ -76,6 +80,12 @@ class BillingPlatform(Protocol):
 
         OutcomeUnknown when no answer came; any other error means it was not issued.
         """
+
+    def pending_invoices(self, offset: int) -> Sequence[str]:
+        """Return a page of the pending invoices' ids, oldest first; empty: there are no more."""
+
+    def acknowledge_delivery(self, delivery_id: str) -> None:
+        """Tell the platform that a notification arrived for good; sent once, never repeated."""
 
     def check(self) -> None:
         """Raise unless the platform answers and accepts our credentials."""
@@ -107,19 +117,31 @@ class Journal(Protocol):
     """
 
     def record_delivery(self, delivery: Delivery, at: datetime) -> Receipt:
-        """Store a delivery and make its invoice due; a known id only counts one more time."""
+        """Store a delivery and make its invoice due; a known id only counts one more time.
 
-    def count_ignored(self, platform: str, event: str, at: datetime) -> None:
-        """Count an event that asks for nothing."""
+        The acknowledgement a new or a known one owes is stored with it.
+        """
+
+    def count_ignored(self, delivery: Delivery, at: datetime) -> None:
+        """Count an event that asks for nothing, and store the acknowledgement it owes."""
 
     def ignored(self) -> Mapping[tuple[str, str], int]:
         """Return how often each (platform, event) that asks for nothing came."""
+
+    def acks_owed(self, platform: str, limit: int = 1000) -> Sequence[str]:
+        """Return the deliveries that are to be acknowledged, oldest first."""
+
+    def acknowledged(self, platform: str, delivery_id: str) -> None:
+        """Strike out an acknowledgement owed; not owed, nothing happens."""
 
     def wake(self, key: InvoiceKey, entry: Entry) -> None:
         """Make an invoice due at once, with all its attempts, whatever its state; know it anew."""
 
     def claim(self, key: InvoiceKey, owner: str, at: datetime, lease: timedelta) -> Claim | None:
-        """Take the invoice if it is due or held, and unclaimed; otherwise None."""
+        """Take the invoice if it is due or held, and unclaimed; otherwise None.
+
+        A claim that its worker did not settle has spent an attempt.
+        """
 
     def append(self, claim: Claim, entries: Sequence[Entry], lease_until: datetime) -> None:
         """Add entries and prolong the lease."""
@@ -137,7 +159,16 @@ class Journal(Protocol):
         """
 
     def discard_tallies(self, key: InvoiceKey, entry: Entry) -> bool:
-        """Give up frozen tallies for a recount; False, and nothing changed: a write was begun."""
+        """Give up frozen tallies for a recount.
+
+        False, and nothing changed: a write was begun, a worker is at it, or it is not known.
+        """
+
+    def close_by_hand(self, key: InvoiceKey, entry: Entry) -> bool:
+        """Record that a person settled the invoice, with the entry's reason; nothing is due.
+
+        What was frozen stays billed. False, and nothing changed: a worker is at it, or not known.
+        """
 
     def settle(self, claim: Claim, entries: Sequence[Entry], outcome: Outcome) -> None:
         """Add entries, store how the run left the invoice, and give up the claim.
@@ -156,6 +187,15 @@ class Journal(Protocol):
 
     def due(self, at: datetime, limit: int = 1000) -> Sequence[InvoiceKey]:
         """Return unclaimed invoices whose time has come, longest overdue first."""
+
+    def known(self, keys: Collection[InvoiceKey]) -> Set[InvoiceKey]:
+        """Return those of some invoices that the journal knows."""
+
+    def keys(self) -> Iterator[InvoiceKey]:
+        """Name every invoice of which anything is stored, to verify each in turn."""
+
+    def verify(self, key: InvoiceKey) -> Broken | None:
+        """Recompute all that proves the invoice's record whole; return the first fault."""
 
     def check(self) -> None:
         """Raise unless the journal can be written."""

@@ -3,8 +3,8 @@
     claim -> fetch -> judge -> list charges -> judge -> count -> judge -> freeze tallies
           -> write what differs -> read back -> issue -> read back -> settle
 
-Whatever stops a run, the next one continues from the journal: frozen tallies are written as
-they are, and an intent without an answer is read back before anything is written again.
+Whatever stops a run, the next continues from the journal: frozen tallies are written as they
+are, and an intent without an answer is read back before anything is written again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from worker.asking import ask
 from worker.decision import (
     Decision,
     Hold,
@@ -29,6 +30,7 @@ from worker.decision import (
     judge_tallies,
     judge_watermarks,
     queries_by_source,
+    spans_of,
 )
 from worker.domain import (
     FrozenTally,
@@ -39,19 +41,30 @@ from worker.domain import (
     Tally,
     UsageCharge,
     UsageQuery,
-    utc_text,
 )
 from worker.errors import (
+    JournalUnavailable,
     LeaseLost,
     OutcomeUnknown,
     PermanentError,
     ReconcilerError,
-    SourceInvalid,
+    Stopped,
     TransientError,
+)
+from worker.outcomes import (
+    Result,
+    answered,
+    billed_elsewhere,
+    failed,
+    held,
+    issued,
+    retry_delay,
+    seen,
+    stopped,
+    waiting,
 )
 from worker.ports import BillingPlatform, Journal, UsageSource
 from worker.record import (
-    BilledSpan,
     Claim,
     Entry,
     EntryKind,
@@ -61,8 +74,7 @@ from worker.record import (
     progress_of,
 )
 
-_LONGEST_RETRY_AFTER = timedelta(hours=1)
-_JITTER = 0.25  # a delay is lengthened by up to this share, so that retries spread
+_SHORT_LEASE = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,22 +86,32 @@ class Ports:
     journal: Journal
     now: Callable[[], datetime]
     random: Callable[[], float]  # in [0, 1)
+    stopping: Callable[[], bool]  # True: this worker was asked to end
 
 
 def reconcile(key: InvoiceKey, *, owner: str, ports: Ports, rules: Rules) -> Outcome | None:
     """Work on one invoice as far as it goes now; None: not due, or another worker has it.
 
     Every failure is journaled before this returns; one that is a defect of the program itself
-    is raised again after that. JournalUnavailable and LeaseLost leave the claim to run out.
+    is raised again after that. JournalUnavailable leaves the claim to run out.
     """
     claim = ports.journal.claim(key, owner, ports.now(), rules.lease)
     if claim is None:
         return None
-    run = _Run(claim, ports, rules)
     try:
-        return run.settle(*run.result())
+        return _Run(claim, ports, rules).outcome()
     except LeaseLost:
         return None
+
+
+def hold(key: InvoiceKey, reason: str, *, owner: str, journal: Journal, at: datetime) -> Outcome:
+    """Hold an invoice that nothing can be done for as things are configured."""
+    outcome = Outcome(state=State.HELD, reason=reason)
+    claim = journal.claim(key, owner, at, _SHORT_LEASE)
+    if claim is not None:
+        entry = Entry(kind=EntryKind.HELD, at=at, data={"reason": outcome.reason})
+        journal.settle(claim, [entry], outcome)
+    return outcome
 
 
 class _Run:
@@ -102,26 +124,26 @@ class _Run:
         self._unwritten: list[Entry] = []  # go to the journal with its next commit
         self._began_at = ports.now()
         self._calls_before = ports.platform.calls
-        history = ports.journal.history(claim.key)
-        if history is None:
-            raise LookupError(f"claimed, and not in the journal: {claim.key}")
-        self._history: History = history
+        self._history = _history_of(claim, ports.journal)
 
-    def result(self) -> tuple[EntryKind, Outcome, dict[str, Any]]:
-        """Do the work; return what to journal as its result."""
+    def outcome(self) -> Outcome:
+        """Do the work and settle what came of it."""
         try:
-            return self._carry_out(self._decide())
+            result = self._result()
+        except (JournalUnavailable, LeaseLost):
+            raise
         except TransientError as error:
-            return self._failed(str(error), error.retry_after)
-        except PermanentError as error:
-            return _held(str(error))
-        except ReconcilerError:
-            raise
+            result = self._failed(str(error), error.retry_after)
+        except Stopped:
+            result = stopped(self._ports.now(), self._history.row.attempt)
+        except ReconcilerError as error:
+            result = held(str(error))
         except Exception as error:
-            self.settle(*self._failed(f"unexpected {type(error).__name__} in the program", None))
+            self._settle(*self._failed(f"unexpected {type(error).__name__} in the program", None))
             raise
+        return self._settle(*result)
 
-    def settle(self, kind: EntryKind, outcome: Outcome, data: dict[str, Any]) -> Outcome:
+    def _settle(self, kind: EntryKind, outcome: Outcome, data: dict[str, Any]) -> Outcome:
         """Journal the result and give up the claim."""
         outcome = replace(
             outcome,
@@ -130,103 +152,123 @@ class _Run:
         )
         took = {"seconds": outcome.seconds, "calls": outcome.calls}
         self._note(kind, {"reason": outcome.reason, **data, **took})
-        self._ports.journal.settle(self._claim, self._taken_notes(), outcome)
+        self._ports.journal.settle(self._claim, self._unwritten, outcome)
         return outcome
 
-    def _decide(self) -> tuple[Decision, Invoice | None, Sequence[UsageCharge]]:
-        platform, now = self._ports.platform, self._ports.now
-        invoice = platform.invoice(self._claim.key.invoice_id)
-        self._note(EntryKind.FETCHED, _seen(invoice))
-        known = Known(
+    def _result(self) -> Result:
+        """Judge what is known, learn more where that is not enough, and act."""
+        if self._history.row.attempt >= self._rules.max_attempts:
+            return held("exhausted: its workers died, one after the other")
+        invoice = self._fetched()
+        known = self._known()
+        decision = judge_invoice(invoice, known, self._rules)
+        if invoice is None or decision:
+            return self._carried_out(decision, invoice, ())
+        self._go_on()
+        charges = self._ports.platform.usage_charges(invoice)
+        if self._history.tallies:
+            return self._resumed(invoice, charges, self._history.tallies)
+        return self._carried_out(self._judged_and_counted(charges, known), invoice, charges)
+
+    def _resumed(
+        self, invoice: Invoice, charges: Sequence[UsageCharge], tallies: tuple[FrozenTally, ...]
+    ) -> Result:
+        """Go on with the numbers that were frozen, unless they are billed elsewhere by now."""
+        others = self._ports.journal.billed(self._claim.key, [t.span for t in tallies])
+        if others and not progress_of(self._history.entries).unfinished:
+            return held(billed_elsewhere(others[0]))
+        return self._recalculated(invoice, charges, tallies)
+
+    def _carried_out(
+        self, decision: Decision | None, invoice: Invoice | None, charges: Sequence[UsageCharge]
+    ) -> Result:
+        match decision, invoice:
+            case Wait(), _:
+                return waiting(decision, self._history.row.attempt)
+            case Skip(reason), _:
+                return EntryKind.SKIPPED, Outcome(state=State.SKIPPED, reason=reason), {}
+            case Verify(), Invoice():
+                return self._verified(invoice, self._history.tallies)
+            case Recalculate(tallies), Invoice():
+                return self._recalculated(invoice, charges, tallies)
+            case Hold(reason), _:
+                return held(reason)
+        raise TypeError(f"nothing can be done of {decision}")
+
+    def _fetched(self) -> Invoice | None:
+        invoice = self._ports.platform.invoice(self._claim.key.invoice_id)
+        self._note(EntryKind.FETCHED, seen(invoice))
+        return invoice
+
+    def _known(self) -> Known:
+        return Known(
             progress=progress_of(self._history.entries),
             first_seen_at=self._history.row.first_seen_at,
-            now=now(),
+            now=self._ports.now(),
         )
-        decision = judge_invoice(invoice, known, self._rules)
-        if decision is not None or invoice is None:
-            return decision or Skip("it is gone"), invoice, ()
-        charges = platform.usage_charges(invoice)
-        if self._history.tallies:
-            return Recalculate(self._history.tallies), invoice, charges
-        return self._judge_and_count(charges), invoice, charges
 
-    def _judge_and_count(self, charges: Sequence[UsageCharge]) -> Decision:
-        rules, now = self._rules, self._ports.now
-        spans = [charge.span for charge in charges if charge.span]
-        billed = self._ports.journal.billed(self._claim.key, spans)
-        decision = judge_charges(charges, billed, rules, now())
+    def _judged_and_counted(self, charges: Sequence[UsageCharge], known: Known) -> Decision:
+        rules = self._rules
+        billed = self._ports.journal.billed(self._claim.key, spans_of(charges, rules))
+        decision = judge_charges(charges, billed, known, rules)
         if decision is not None:
             return decision
         plan = queries_by_source(charges, rules)
-        watermarks = {name: self._ports.sources[name].watermark() for name in plan}
-        wait = judge_watermarks(charges, watermarks, rules, now())
-        if wait is not None:
-            return wait
+        watermarks = {
+            name: ask(self._ports.sources, name, lambda s: s.watermark()) for name in plan
+        }
+        behind = judge_watermarks(charges, watermarks, rules, self._ports.now())
+        if behind is not None:
+            return behind
+        asked = [query for queries in plan.values() for query in queries]
         tallies = [tally for name, queries in plan.items() for tally in self._count(name, queries)]
-        decision = judge_tallies(charges, tallies, rules)
+        decision = judge_tallies(asked, tallies, rules)
         if isinstance(decision, Recalculate):
             self._freeze(decision.tallies)
         return decision
 
     def _count(self, source: str, queries: tuple[UsageQuery, ...]) -> Sequence[Tally]:
-        try:
-            return self._ports.sources[source].count(queries)
-        except TransientError as error:
-            raise type(error)(
-                f'source "{source}": {error}', retry_after=error.retry_after
-            ) from error
-        except ReconcilerError as error:
-            raise SourceInvalid(f'source "{source}": {error}') from error
-        except Exception as error:
-            raise SourceInvalid(f'source "{source}" crashed: {type(error).__name__}') from error
+        self._go_on()
+        return ask(self._ports.sources, source, lambda asked: asked.count(queries))
 
     def _freeze(self, tallies: tuple[FrozenTally, ...]) -> None:
         now = self._ports.now()
-        others = self._ports.journal.freeze(self._claim, self._taken_notes(), tallies, now)
+        others = self._ports.journal.freeze(self._claim, self._unwritten, tallies, now)
         if others:
-            raise PermanentError(_overlap(others[0]))
+            raise PermanentError(billed_elsewhere(others[0]))
+        self._unwritten = []
 
-    def _carry_out(
-        self, found: tuple[Decision, Invoice | None, Sequence[UsageCharge]]
-    ) -> tuple[EntryKind, Outcome, dict[str, Any]]:
-        decision, invoice, charges = found
-        attempt = self._history.row.attempt
-        match decision:
-            case Wait(until, reason):
-                outcome = Outcome(state=State.WAITING, reason=reason, due_at=until, attempt=attempt)
-                return EntryKind.WAITING, outcome, {"until": utc_text(until)}
-            case Hold(reason):
-                return _held(reason)
-            case Skip(reason):
-                return EntryKind.SKIPPED, Outcome(state=State.SKIPPED, reason=reason), {}
-        assert invoice is not None  # noqa: S101  without one, it was held or is waited for
-        match decision:
-            case Verify():
-                return self._verify(invoice, self._history.tallies)
-            case Recalculate(tallies):
-                return self._recalculate(invoice, charges, tallies)
-
-    def _recalculate(
+    def _recalculated(
         self, invoice: Invoice, charges: Sequence[UsageCharge], tallies: tuple[FrozenTally, ...]
-    ) -> tuple[EntryKind, Outcome, dict[str, Any]]:
+    ) -> Result:
         wanted = differences(charges, tallies)
         if wanted and not judge_match(charges, tallies):
             self._write(invoice, charges, wanted)
+            self._go_on()
             charges = self._ports.platform.usage_charges(invoice)
         mismatch = judge_match(charges, tallies)
         if mismatch is not None:
-            return _held(mismatch.reason)
+            return held(mismatch.reason)
         if left := differences(charges, tallies):
             raise TransientError(f"the platform still shows another quantity on {sorted(left)}")
-        self._issue(invoice)
-        issued = self._ports.platform.invoice(invoice.id)
-        if issued is None or issued.state is InvoiceState.PENDING:
+        return self._issued(invoice, tallies)
+
+    def _issued(self, invoice: Invoice, tallies: tuple[FrozenTally, ...]) -> Result:
+        """Issue the invoice if it is still pending, and read back that it is."""
+        self._go_on()
+        now_there = self._ports.platform.invoice(invoice.id)
+        if now_there is None or now_there.state is not InvoiceState.PENDING:
+            raise TransientError("the invoice changed while we were at work on it")
+        self._issue(now_there)
+        after = self._ports.platform.invoice(invoice.id)
+        if after is None or after.state is InvoiceState.PENDING:
             raise OutcomeUnknown("the platform said that it is issued, and shows it pending yet")
-        return self._verify(issued, tallies)
+        return self._verified(after, tallies)
 
     def _write(
         self, invoice: Invoice, charges: Sequence[UsageCharge], wanted: Mapping[str, int]
     ) -> None:
+        self._go_on()
         for charge in charges:
             if charge.id in wanted:
                 data = {
@@ -238,10 +280,11 @@ class _Run:
                 self._note(EntryKind.CHARGE_INTENT, data)
         self._append()
         failure: ReconcilerError | None = None
-        for write in self._ports.platform.recalculate(invoice, wanted):
+        writes = self._ports.platform.recalculate(invoice, wanted, self._ports.stopping)
+        for write in writes:
             failure = failure or write.error
             if write.charge is not None:
-                self._note(EntryKind.CHARGE_ANSWER, _answered(write.charge))
+                self._note(EntryKind.CHARGE_ANSWER, answered(write.charge))
             elif not isinstance(write.error, OutcomeUnknown):
                 data = {"charge_id": write.charge_id, "error": str(write.error)}
                 self._note(EntryKind.CHARGE_ANSWER, data)
@@ -250,6 +293,7 @@ class _Run:
             raise failure
 
     def _issue(self, invoice: Invoice) -> None:
+        self._go_on()
         self._note(EntryKind.ISSUE_INTENT, {"version": invoice.version})
         self._append()
         try:
@@ -259,77 +303,40 @@ class _Run:
         except ReconcilerError as error:
             self._note(EntryKind.ISSUE_ANSWER, {"error": str(error)})
             raise
-        self._note(EntryKind.ISSUE_ANSWER, _seen(answer))
+        self._note(EntryKind.ISSUE_ANSWER, seen(answer))
         self._append()
 
-    def _verify(
-        self, invoice: Invoice, tallies: Sequence[FrozenTally]
-    ) -> tuple[EntryKind, Outcome, dict[str, Any]]:
+    def _verified(self, invoice: Invoice, tallies: Sequence[FrozenTally]) -> Result:
         charges = self._ports.platform.usage_charges(invoice)
         mismatch = judge_match(charges, tallies)
         wrong = differences(charges, tallies)
         if mismatch is not None or wrong:
             told = mismatch.reason if mismatch else f"quantities differ on {sorted(wrong)}"
-            return _held(f"it is {invoice.state_text}, but not as we counted it: {told}")
-        reason = f"{invoice.state_text}, {invoice.total} {invoice.currency}"
-        outcome = Outcome(state=State.ISSUED, reason=reason)
-        data = {**_seen(invoice), "charges": [_answered(charge) for charge in charges]}
-        return EntryKind.ISSUED, outcome, data
+            return held(f"it is {invoice.state_text}, but not as we counted it: {told}")
+        return issued(invoice, charges)
 
-    def _failed(
-        self, reason: str, retry_after: timedelta | None
-    ) -> tuple[EntryKind, Outcome, dict[str, Any]]:
+    def _failed(self, reason: str, retry_after: timedelta | None) -> Result:
         attempt = self._history.row.attempt + 1
-        if attempt >= self._rules.max_attempts:
-            return _held(f"given up after {attempt} attempts; the last: {reason}")
-        delays = self._rules.retry_delays
-        delay = delays[min(attempt, len(delays)) - 1] * (1 + _JITTER * self._ports.random())
-        asked = min(max(retry_after or timedelta(0), timedelta(0)), _LONGEST_RETRY_AFTER)
-        due_at = self._ports.now() + max(delay, asked)
-        outcome = Outcome(state=State.RETRYING, reason=reason, due_at=due_at, attempt=attempt)
-        return EntryKind.FAILED, outcome, {"attempt": attempt, "until": utc_text(due_at)}
+        wait = retry_delay(attempt, retry_after, self._ports.random(), self._rules)
+        return failed(reason, attempt, self._ports.now() + wait, self._rules)
+
+    def _go_on(self) -> None:
+        """Raise Stopped between two steps when this worker was asked to end."""
+        if self._ports.stopping():
+            raise Stopped("the worker was asked to end")
 
     def _note(self, kind: EntryKind, data: dict[str, Any]) -> None:
         self._unwritten.append(Entry(kind=kind, at=self._ports.now(), data=data))
 
-    def _taken_notes(self) -> list[Entry]:
-        notes, self._unwritten = self._unwritten, []
-        return notes
-
     def _append(self) -> None:
         if self._unwritten:
             lease_until = self._ports.now() + self._rules.lease
-            self._ports.journal.append(self._claim, self._taken_notes(), lease_until)
+            self._ports.journal.append(self._claim, self._unwritten, lease_until)
+            self._unwritten = []
 
 
-def _held(reason: str) -> tuple[EntryKind, Outcome, dict[str, Any]]:
-    return EntryKind.HELD, Outcome(state=State.HELD, reason=reason), {}
-
-
-def _seen(invoice: Invoice | None) -> dict[str, Any]:
-    if invoice is None:
-        return {"found": False}
-    return {
-        "state": invoice.state_text,
-        "type": invoice.type,
-        "version": invoice.version,
-        "total": str(invoice.total),
-        "currency": invoice.currency,
-        "subscription_id": invoice.subscription_id,
-        "account_id": invoice.account_id,
-    }
-
-
-def _answered(charge: UsageCharge) -> dict[str, Any]:
-    return {
-        "charge_id": charge.id,
-        "component": charge.component,
-        "name": charge.name,
-        "quantity": None if charge.quantity is None else str(charge.quantity),
-        "amount": str(charge.amount),
-        "version": charge.version,
-    }
-
-
-def _overlap(other: BilledSpan) -> str:
-    return f'"{other.span.component}" {other.span.period} is billed on {other.invoice_id} already'
+def _history_of(claim: Claim, journal: Journal) -> History:
+    history = journal.history(claim.key)
+    if history is None:
+        raise LookupError(f"claimed, and not in the journal: {claim.key}")
+    return history

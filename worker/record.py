@@ -20,6 +20,7 @@ class State(StrEnum):
     HELD = "held"  # a person must look
     ISSUED = "issued"  # by us, and read back
     SKIPPED = "skipped"  # nothing for us to do
+    CLOSED = "closed"  # a person settled it by hand, and said so
 
 
 class EntryKind(StrEnum):
@@ -27,6 +28,7 @@ class EntryKind(StrEnum):
 
     DELIVERED = "delivered"  # a notification named the invoice
     REPLAYED = "replayed"  # an operator asked for another run
+    FOUND = "found"  # a sweep saw it pending, and no notification had told of it
     CLAIMED = "claimed"  # a worker took the invoice
     FETCHED = "fetched"  # what the platform said of it
     COUNTED = "counted"  # tallies frozen
@@ -38,6 +40,8 @@ class EntryKind(StrEnum):
     ISSUED = "issued"  # issued, and read back
     WAITING = "waiting"
     FAILED = "failed"
+    STOPPED = "stopped"  # the worker was asked to end
+    CLOSED = "closed"  # an operator: settled by hand, with the reason
     HELD = "held"
     SKIPPED = "skipped"
 
@@ -60,9 +64,14 @@ class Claim:
     fence: int
 
 
+def one_line(text: str) -> str:
+    """Make a text safe to show anywhere: no line breaks, controls or broken characters."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a run left an invoice."""
+    """How a run left an invoice. The reason is made one printable line."""
 
     state: State
     reason: str
@@ -70,6 +79,9 @@ class Outcome:
     attempt: int = 0  # failures in a row so far
     seconds: float = 0.0  # what the run took
     calls: int = 0  # requests it sent to the platform
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +128,18 @@ class BilledSpan:
     span: Span
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """What the journal no longer proves of an invoice: it was changed behind the program's back."""
+
+    key: InvoiceKey
+    seq: int | None  # which of its entries; None: it is not about one entry
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.fault}"
+
+
 class Receipt(StrEnum):
     """What became of a delivery handed to the journal."""
 
@@ -132,6 +156,8 @@ class Progress:
     issue_tried: bool = False
     issued_at: datetime | None = None  # the platform said that it is issued
     unanswered_at: datetime | None = None  # the newest intent whose outcome is unknown
+    awaited_us: bool = False  # an earlier run saw it pending and never recalculated
+    unknown_since: datetime | None = None  # since then the platform says it knows none such
 
     @property
     def unfinished(self) -> bool:
@@ -145,10 +171,15 @@ _ISSUE = ""  # the place of the issue intent among those of the charges
 def progress_of(entries: Iterable[Entry]) -> Progress:
     """Fold an invoice's entries: an intent without an answer is an unknown outcome."""
     open_intents: dict[str, datetime] = {}
-    charges_tried = issue_tried = False
-    issued_at = None
+    charges_tried = issue_tried = awaited_us = False
+    issued_at = unknown_since = None
     for entry in entries:
         match entry.kind:
+            case EntryKind.FETCHED if "state" in entry.data:
+                unknown_since = None
+                awaited_us |= entry.data["pending"] and entry.data["version"] == 1
+            case EntryKind.FETCHED:
+                unknown_since = unknown_since or entry.at
             case EntryKind.CHARGE_INTENT:
                 charges_tried = True
                 open_intents[entry.data["charge_id"]] = entry.at
@@ -168,4 +199,6 @@ def progress_of(entries: Iterable[Entry]) -> Progress:
         issue_tried=issue_tried,
         issued_at=issued_at,
         unanswered_at=max(open_intents.values(), default=None),
+        awaited_us=awaited_us,
+        unknown_since=unknown_since,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -15,7 +16,7 @@ from rq.serializers import JSONSerializer
 from worker.config import Config
 from worker.doorbell import FUNCTION
 from worker.errors import ReconcilerError
-from worker.jobs import InvoiceHeld, reconcile_invoice
+from worker.jobs import InvoiceHeld, current, reconcile_invoice, stop_requested
 from worker.logs import masked
 
 log = structlog.get_logger("worker")
@@ -24,6 +25,9 @@ _KEPT_FIELDS = frozenset(
     b"data created_at origin description enqueued_at started_at ended_at status worker_name"
     b" last_heartbeat result_ttl failure_ttl".split()
 )
+
+
+_NO_JOB = b'["", null, [], {}]'  # what stands for a job that cannot be read
 
 
 class RefusedJob(ReconcilerError):
@@ -39,7 +43,11 @@ class SafeJob(Job):
     def restore(self, raw_data: Mapping[Any, Any]) -> Any:
         """Read the fields that are harmless; the others are as if they were not there."""
         kept = {name: value for name, value in raw_data.items() if name in _KEPT_FIELDS}
-        result = super().restore(kept)
+        try:
+            result = super().restore({b"data": _NO_JOB, **kept})
+        except Exception:  # noqa: BLE001  whatever stands there must not end the worker
+            log.warning("job_unreadable", job=self.id)
+            result = super().restore({b"data": _NO_JOB})
         self.timeout = -1
         return result
 
@@ -54,7 +62,10 @@ class SafeJob(Job):
 class InvoiceWorker(SimpleWorker):
     """Runs jobs in this process, so that its connections stay warm between invoices."""
 
-    secrets: tuple[str, ...] = ()
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """End after the running invoice's current step, which is journaled, its claim given up."""
+        stop_requested.set()
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Log the failure once, as an event."""
@@ -68,7 +79,7 @@ class InvoiceWorker(SimpleWorker):
         """Keep what the dashboard shows plain and safe: one line for a held invoice."""
         error = sys.exc_info()[1]
         text = str(error) if isinstance(error, InvoiceHeld | RefusedJob) else exc_string
-        super().handle_job_failure(job, queue, started_job_registry, plain(text, self.secrets))
+        super().handle_job_failure(job, queue, started_job_registry, plain(text, current.secrets()))
 
 
 def plain(text: str, secrets: tuple[str, ...]) -> str:
@@ -77,7 +88,7 @@ def plain(text: str, secrets: tuple[str, ...]) -> str:
 
 
 def run_worker(config: Config, *, burst: bool = False) -> None:
-    """Work on the queue until told to stop (SIGTERM ends after the running job)."""
+    """Work on the queue until told to stop; SIGTERM ends after the running call."""
     connection = Redis.from_url(config.queue.redis_url)
     queue = Queue(
         config.queue.name, connection=connection, job_class=SafeJob, serializer=JSONSerializer
@@ -92,7 +103,6 @@ def run_worker(config: Config, *, burst: bool = False) -> None:
         job_monitoring_interval=5,
         log_job_description=False,
     )
-    worker.secrets = config.secrets
     log.info("worker_started", queue=config.queue.name)
     worker.work(burst=burst, logging_level="WARNING")
     log.info("worker_stopped")

@@ -103,7 +103,7 @@ def _explained(tally: FrozenTally) -> Iterator[str]:
     evidence = tally.evidence
     counted = "" if tally.events is None else f", {tally.events} events"
     yield f"charge {tally.charge_id}"
-    yield f"{tally.aggregation} of {tally.metric!r} by {tally.subject!r}{counted}"
+    yield f"{tally.aggregation} of {tally.metric!r} by {tally.span.subject!r}{counted}"
     yield f"{utc_text(tally.span.period.start)} <= time < {utc_text(tally.span.period.end)}"
     if tally.value != tally.quantity:
         yield f"counted {tally.value}, rounded {tally.rounding}"
@@ -179,10 +179,9 @@ def _tally_json(tally: FrozenTally) -> dict[str, Any]:
     return {
         "charge_id": tally.charge_id,
         "component": tally.span.component,
-        "subscription_id": tally.span.subscription_id,
         "period_start": utc_text(tally.span.period.start),
         "period_end": utc_text(tally.span.period.end),
-        "subject": tally.subject,
+        "subject": tally.span.subject,
         "metric": tally.metric,
         "aggregation": tally.aggregation.value,
         "quantity": tally.quantity,

@@ -1,42 +1,119 @@
-"""The sweep: rings again for every invoice that is due, unclaimed and unfinished.
+"""The sweep: the safety net under everything that only rings.
 
-Redis may lose jobs and be wiped; the journal does not, so one interval later all of them ring.
+It rings again for every invoice that is due, unclaimed and unfinished (Redis may have lost the
+job, a worker may have died), finds pending invoices no notification told of, and acknowledges
+notifications. Any number of sweeps may run at once: each step is harmless when done twice.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
 
 import structlog
 
-from worker.config import Config
+from worker.domain import InvoiceKey
 from worker.doorbell import Doorbell
-from worker.errors import JournalUnavailable, QueueUnavailable
-from worker.journal import open_journal
-from worker.ports import Journal
-from worker.wiring import utc_now
+from worker.errors import PermanentError, ReconcilerError, TransientError
+from worker.ports import BillingPlatform, Journal
+from worker.record import Entry, EntryKind
 
 log = structlog.get_logger("sweep")
 
-
-def sweep_once(journal: Journal, doorbell: Doorbell) -> int:
-    """Ring for what is due; return for how many invoices."""
-    keys = journal.due(utc_now())
-    for key in keys:
-        doorbell.ring(key)
-    return len(keys)
+_MOST_RUNG = 10_000
 
 
-def sweep(config: Config, stop: threading.Event) -> None:
-    """Sweep every interval until told to stop; a failed round is logged and tried again."""
-    journal = open_journal(config.journal.url)
-    doorbell = Doorbell(config.queue.redis_url, config.queue.name)
-    log.info("sweep_started", every_seconds=config.queue.sweep_interval_seconds)
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one round did."""
+
+    rung: int  # invoices rung for
+    found: int  # pending invoices nobody had told of
+    acknowledged: int  # notifications
+
+
+@dataclass(slots=True, kw_only=True)
+class Sweep:
+    """Makes rounds; remembers only how far it has looked through each platform's invoices."""
+
+    journal: Journal
+    platforms: Mapping[str, BillingPlatform]
+    doorbell: Doorbell
+    now: Callable[[], datetime]
+    find_every: timedelta  # between two looks through a platform's pending invoices
+    find_pages: int  # of pending invoices, in one round at most
+    _offsets: dict[str, int] = field(default_factory=dict)
+    _rests_until: dict[str, datetime] = field(default_factory=dict)
+
+    def round(self) -> Swept:
+        """Do everything once; raises JournalUnavailable or QueueUnavailable.
+
+        A platform that does not answer is logged, and looked at again in the next round.
+        """
+        due = self.journal.due(self.now(), _MOST_RUNG)
+        for key in due:
+            self.doorbell.ring(key)
+        found = acknowledged = 0
+        for name, platform in self.platforms.items():
+            acknowledged += self._acknowledge(name, platform)
+            try:
+                found += self._find(name, platform)
+            except (TransientError, PermanentError) as error:
+                log.warning("pending_not_read", platform=name, reason=str(error))
+        return Swept(len(due), found, acknowledged)
+
+    def _find(self, name: str, platform: BillingPlatform) -> int:
+        """Wake the pending invoices that the journal does not know, a few pages a round.
+
+        Invoices that are issued meanwhile shift the pages; what that hides, the next look shows.
+        """
+        if self.now() < self._rests_until.get(name, self.now()):
+            return 0
+        found = 0
+        for _ in range(self.find_pages):
+            offset = self._offsets.get(name, 0)
+            keys = [InvoiceKey(name, one) for one in platform.pending_invoices(offset)]
+            if not keys:
+                self._offsets[name] = 0
+                self._rests_until[name] = self.now() + self.find_every
+                break
+            self._offsets[name] = offset + len(keys)
+            known = self.journal.known(keys)
+            for key in keys:
+                if key not in known:
+                    self.journal.wake(key, Entry(kind=EntryKind.FOUND, at=self.now()))
+                    self.doorbell.ring(key)
+                    found += 1
+        return found
+
+    def _acknowledge(self, name: str, platform: BillingPlatform) -> int:
+        """Acknowledge what is owed; what the platform refuses for good is owed no more."""
+        done = 0
+        for delivery_id in self.journal.acks_owed(name):
+            try:
+                platform.acknowledge_delivery(delivery_id)
+            except TransientError as error:
+                log.warning("not_acknowledged", delivery=delivery_id, reason=str(error))
+                break
+            except PermanentError as error:
+                log.warning("acknowledgement_refused", delivery=delivery_id, reason=str(error))
+            self.journal.acknowledged(name, delivery_id)
+            done += 1
+        return done
+
+
+def sweep_until(stop: threading.Event, sweep: Sweep, interval: timedelta) -> None:
+    """Make a round every interval until told to stop; one that fails is logged."""
+    log.info("sweep_started", every_seconds=interval.total_seconds())
     while not stop.is_set():
         try:
-            rung = sweep_once(journal, doorbell)
-            log.log(20 if rung else 10, "swept", rung=rung)
-        except (JournalUnavailable, QueueUnavailable) as error:
+            swept = sweep.round()
+            event = log.bind(**asdict(swept))
+            tell = event.info if any(asdict(swept).values()) else event.debug
+            tell("swept")
+        except ReconcilerError as error:
             log.warning("sweep_failed", reason=str(error))
-        stop.wait(config.queue.sweep_interval_seconds)
+        stop.wait(interval.total_seconds())
     log.info("sweep_stopped")

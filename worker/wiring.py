@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from worker.config import Config, PluginConfig, load_config
+from worker.domain import Rules
 from worker.errors import ConfigError
 from worker.journal import open_journal
 from worker.plugins import build_named
@@ -29,16 +30,15 @@ class Service:
     platforms: Mapping[str, BillingPlatform]
     sources: Mapping[str, UsageSource]
 
-    def ports(self, platform: str) -> Ports:
+    def ports(self, platform: str, stopping: Callable[[], bool]) -> Ports:
         """Return what a run on one platform's invoice needs."""
-        if platform not in self.platforms:
-            raise ConfigError([f'platforms: there is no "{platform}" any more; add it again'])
         return Ports(
             platform=self.platforms[platform],
             sources=self.sources,
             journal=self.journal,
             now=utc_now,
             random=random.random,
+            stopping=stopping,
         )
 
 
@@ -57,13 +57,19 @@ def configured() -> Config:
     return load_config(config_path(), os.environ)
 
 
-def open_service(config: Config) -> Service:
-    """Make the adapters; raise ConfigError when a secret is missing."""
+def open_service(config: Config, journal: Journal | None = None) -> Service:
+    """Make the adapters, on an open journal or the configured one.
+
+    Raises ConfigError when a secret is missing or the rules cannot hold with a platform's limits.
+    """
     config.require_secrets()
+    platforms = open_platforms(config)
+    for name, platform in platforms.items():
+        _check_bounds(name, platform, config.rules)
     return Service(
         config=config,
-        journal=open_journal(config.journal.url),
-        platforms=open_platforms(config),
+        journal=journal or open_journal(config.journal.url),
+        platforms=platforms,
         sources=open_sources(config),
     )
 
@@ -78,5 +84,21 @@ def open_sources(config: Config) -> dict[str, UsageSource]:
     return {name: _opened(name, source) for name, source in config.usage_sources.items()}
 
 
-def _opened(name: str, configured: PluginConfig) -> Any:
-    return build_named(configured.plugin, name, configured.settings)
+def _check_bounds(name: str, platform: BillingPlatform, rules: Rules) -> None:
+    """A call may outlast neither the wait for its outcome nor the claim it is made under."""
+    longest = platform.longest_call
+    complaints = [
+        f"rules.{setting}_seconds must be above {least.total_seconds():g}: a call to {name} may"
+        f" take {longest.total_seconds():g} seconds by its timeouts"
+        for setting, value, least in (
+            ("settle", rules.settle, longest),
+            ("lease", rules.lease, longest + rules.settle),
+        )
+        if value <= least
+    ]
+    if complaints:
+        raise ConfigError(complaints)
+
+
+def _opened(name: str, chosen: PluginConfig) -> Any:
+    return build_named(chosen.plugin, name, chosen.settings)

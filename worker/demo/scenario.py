@@ -135,6 +135,8 @@ def _events() -> Iterator[tuple[str, str, str]]:
         yield _subscription(7), "text_message", utc_text(_START + timedelta(hours=n))
     for n in range(4):
         yield _subscription(6), "fax_page", utc_text(_START + timedelta(days=n))
+    for number in range(1, REPORT_COUNT + 1):  # by another customer, so that each metric exists
+        yield _subscription(8), report_component(number), utc_text(_START)
 
 
 def _invoice(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -17,13 +17,17 @@ from worker.domain import (
     Period,
     Rounding,
     Span,
+    utc,
 )
 from worker.record import Entry, EntryKind
 
 
 def stamp(moment: datetime) -> str:
-    """Write an instant so that text order is time order: UTC, always six fraction digits."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    """Write an instant so that text order is time order: UTC, always six fraction digits.
+
+    A datetime without a zone is refused (ValueError): it names no instant.
+    """
+    return utc(moment).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def moment_of(text: str) -> datetime:
@@ -32,8 +36,12 @@ def moment_of(text: str) -> datetime:
 
 
 def canonical(value: Any) -> str:
-    """Write JSON that is the same text for the same value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """Write JSON that is the same text for the same value, in ASCII.
+
+    So it holds whatever a platform's JSON held: also NUL, which PostgreSQL does not store, and
+    half of a surrogate pair, which UTF-8 does not.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def digest_of(key: InvoiceKey, entry: Entry, previous: str) -> str:
@@ -76,11 +84,10 @@ def _tally_to_json(tally: FrozenTally) -> dict[str, Any]:
     evidence = tally.evidence
     return {
         "charge_id": tally.charge_id,
-        "subscription_id": tally.span.subscription_id,
+        "subject": tally.span.subject,
         "component": tally.span.component,
         "period_start": stamp(tally.span.period.start),
         "period_end": stamp(tally.span.period.end),
-        "subject": tally.subject,
         "metric": tally.metric,
         "aggregation": tally.aggregation.value,
         "quantity": tally.quantity,
@@ -105,8 +112,7 @@ def _tally_of_json(data: dict[str, Any]) -> FrozenTally:
     period = Period(moment_of(data["period_start"]), moment_of(data["period_end"]))
     return FrozenTally(
         charge_id=data["charge_id"],
-        span=Span(data["subscription_id"], data["component"], period),
-        subject=data["subject"],
+        span=Span(data["subject"], data["component"], period),
         metric=data["metric"],
         aggregation=Aggregation(data["aggregation"]),
         quantity=data["quantity"],

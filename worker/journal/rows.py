@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Sequence
 
 from worker.domain import FrozenTally, InvoiceKey, Period, Span
-from worker.journal.codec import moment_of, stamp
-from worker.record import DeliveryRow, InvoiceRow, State
-
-Row = dict[str, Any]
+from worker.journal.codec import canonical, digest_of, moment_of, stamp
+from worker.journal.store import Row
+from worker.record import DeliveryRow, Entry, EntryKind, InvoiceRow, State
 
 
 def id_of(key: InvoiceKey) -> tuple[str, str]:
     """Return the columns that name an invoice."""
     return key.platform, key.invoice_id
+
+
+def entry_rows(key: InvoiceKey, seq: int, head: str, entries: Sequence[Entry]) -> list[Row]:
+    """Write entries as rows that follow the one with this number and digest."""
+    rows = []
+    for entry in entries:
+        seq, head = seq + 1, digest_of(key, entry, head)
+        rows.append(
+            {
+                "platform": key.platform,
+                "invoice_id": key.invoice_id,
+                "seq": seq,
+                "at": stamp(entry.at),
+                "kind": entry.kind.value,
+                "data": canonical(entry.data),
+                "digest": head,
+            }
+        )
+    return rows
+
+
+def entry_of(row: Row) -> Entry:
+    """Read an entry's row; ValueError: it holds none."""
+    return Entry(kind=EntryKind(row["kind"]), at=moment_of(row["at"]), data=json.loads(row["data"]))
 
 
 def tally_row(key: InvoiceKey, tally: FrozenTally) -> Row:
@@ -22,7 +46,7 @@ def tally_row(key: InvoiceKey, tally: FrozenTally) -> Row:
         "platform": key.platform,
         "invoice_id": key.invoice_id,
         "charge_id": tally.charge_id,
-        "subscription_id": tally.span.subscription_id,
+        "subject": tally.span.subject,
         "component": tally.span.component,
         "period_start": stamp(tally.span.period.start),
         "period_end": stamp(tally.span.period.end),
@@ -32,7 +56,7 @@ def tally_row(key: InvoiceKey, tally: FrozenTally) -> Row:
 def span_of(row: Row) -> Span:
     """Read the span of a tally's row."""
     period = Period(moment_of(row["period_start"]), moment_of(row["period_end"]))
-    return Span(row["subscription_id"], row["component"], period)
+    return Span(row["subject"], row["component"], period)
 
 
 def invoice_of(row: Row) -> InvoiceRow:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
@@ -20,6 +21,7 @@ from worker.errors import (
     PlatformAnswerInvalid,
     PlatformUnavailable,
     ReconcilerError,
+    Stopped,
     TransientError,
 )
 from worker.platforms import billforward_wire as wire
@@ -28,6 +30,7 @@ from worker.ports import ChargeWrite
 
 _PAGE = 200
 _MOST_PAGES = 100
+_PENDING_PAGE = 50  # whole invoices, with all their charges
 _LONGEST_TIMEOUT_SECONDS = 3600
 
 
@@ -42,6 +45,7 @@ class BillForward:
     read_timeout_seconds: float = 30.0
     total_timeout_seconds: float = 60.0  # over all attempts at one call
     concurrency: int = 8  # charges recalculated at a time
+    acknowledge: bool = False  # where the webhook's ackEnabled is set
     recalculation: Literal["each", "batch"] = "each"
     charge_behaviour: Literal["RecalculateWithLatestPricing", "RecalculateWithCurrentPricing"] = (
         "RecalculateWithLatestPricing"
@@ -79,8 +83,12 @@ class BillForward:
     def calls(self) -> int:
         return self._rest.calls
 
+    @property
+    def longest_call(self) -> timedelta:
+        return timedelta(seconds=self.connect_timeout_seconds + self.read_timeout_seconds)
+
     def parse_delivery(self, body: bytes) -> Delivery:
-        return wire.delivery(self.name, body)
+        return wire.delivery(self.name, body, owes_ack=self.acknowledge)
 
     def invoice(self, invoice_id: str) -> Invoice | None:
         try:
@@ -108,10 +116,12 @@ class BillForward:
             raise TransientError(f"the list of charges lacks {sorted(missing)[0]} of the invoice")
         return found
 
-    def recalculate(self, invoice: Invoice, quantities: Mapping[str, int]) -> Iterator[ChargeWrite]:
+    def recalculate(
+        self, invoice: Invoice, quantities: Mapping[str, int], stopping: Callable[[], bool]
+    ) -> Iterator[ChargeWrite]:
         if self.recalculation == "batch":
             return self._recalculate_batch(invoice, quantities)
-        return self._recalculate_each(invoice, quantities)
+        return self._recalculate_each(invoice, quantities, stopping)
 
     def issue(self, invoice: Invoice) -> Invoice:
         answer = self._rest.post_once(
@@ -132,6 +142,21 @@ class BillForward:
         if issued.state not in (InvoiceState.UNPAID, InvoiceState.PAID):
             raise OutcomeUnknown(f"issuing {invoice.id} was answered with {issued.state_text}")
         return issued
+
+    def pending_invoices(self, offset: int) -> Sequence[str]:
+        query: dict[str, str | int] = {
+            "records": _PENDING_PAGE,
+            "offset": offset,
+            "order_by": "created",
+            "order": "ASC",
+            "include_retired": "false",
+        }
+        rows = wire.results(self._rest.get("/invoices/state/Pending", query))
+        return [wire.invoice_id(row) for row in rows]
+
+    def acknowledge_delivery(self, delivery_id: str) -> None:
+        # A GET with an effect: sent once, and never by a layer that repeats reads.
+        self._rest.get_once(f"/notifications/ack/{quote(delivery_id, safe='')}")
 
     def check(self) -> None:
         wire.results(self._rest.get("/invoices/state/Pending", {"records": 1, "order": "ASC"}))
@@ -160,15 +185,17 @@ class BillForward:
         raise PlatformAnswerInvalid(f"more than {_MOST_PAGES} pages of charges on {invoice_id}")
 
     def _recalculate_each(
-        self, invoice: Invoice, quantities: Mapping[str, int]
+        self, invoice: Invoice, quantities: Mapping[str, int], stopping: Callable[[], bool]
     ) -> Iterator[ChargeWrite]:
         waiting = list(quantities.items())[::-1]
         running: set[futures.Future[ChargeWrite]] = set()
         failed = False
         try:
-            while running or (waiting and not failed):
-                while waiting and not failed and len(running) < self.concurrency:
+            while True:
+                while waiting and not (failed or stopping()) and len(running) < self.concurrency:
                     running.add(self._pool.submit(self._write, invoice.id, *waiting.pop()))
+                if not running:
+                    break
                 done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
                 for future in done:
                     write = future.result()
@@ -176,11 +203,11 @@ class BillForward:
                     yield write
         finally:
             futures.wait(running)
+        unsent: ReconcilerError = Stopped("not sent, because the worker was asked to end")
+        if failed:
+            unsent = PlatformUnavailable("not sent, because another charge failed")
         for charge_id, _ in waiting:
-            yield ChargeWrite(
-                charge_id=charge_id,
-                error=PlatformUnavailable("not sent, because another charge failed"),
-            )
+            yield ChargeWrite(charge_id=charge_id, error=unsent)
 
     def _write(self, invoice_id: str, charge_id: str, quantity: int) -> ChargeWrite:
         try:

@@ -40,7 +40,7 @@ _ABOUT: dict[str, Literal["credentials", "absence", "platform"]] = {
 }
 
 
-def delivery(platform: str, body: bytes) -> Delivery:
+def delivery(platform: str, body: bytes, *, owes_ack: bool) -> Delivery:
     """Read a notification. Its `entity` is not looked at: it is a stale copy with a key twice."""
     notification = _notification(body)
     domain, action = (_word(notification, key) for key in ("domain", "action"))
@@ -51,6 +51,7 @@ def delivery(platform: str, body: bytes) -> Delivery:
         event=f"{domain}/{action}",
         invoice_id=_id(notification, "entityID") if ours else None,
         body=body,
+        owes_ack=owes_ack,
     )
 
 
@@ -140,6 +141,14 @@ def _whole(row: Mapping[str, Any], key: str) -> int:
 def _optional_text(row: Mapping[str, Any], key: str) -> str:
     """Return a text, or nothing where it is left out or null: never the word "None"."""
     return "" if row.get(key) is None else _text(row, key)
+
+
+def invoice_id(row: Mapping[str, Any]) -> str:
+    """Return which invoice a row is; an id that cannot be one becomes no part of a path."""
+    value = _text(row, "id")
+    if not _ID.fullmatch(value):
+        raise PlatformAnswerInvalid("an invoice in the list has an id that cannot be one")
+    return value
 
 
 def charge_id(row: Mapping[str, Any]) -> str:

@@ -18,7 +18,14 @@ from typing import Any, Literal
 
 import requests
 from requests.adapters import HTTPAdapter
-from tenacity import RetryCallState, Retrying, stop_after_attempt, stop_before_delay
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+)
 from tenacity.wait import wait_random_exponential
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
@@ -27,7 +34,6 @@ from worker.errors import (
     OutcomeUnknown,
     PlatformRefused,
     PlatformUnavailable,
-    ReconcilerError,
     TransientError,
 )
 
@@ -90,8 +96,16 @@ class RestClient:
         """Read; repeated while the platform is not there, within the total limit."""
         return self._repeated(lambda: self._call("GET", path, query=query))
 
+    def get_once(self, path: str) -> Any:
+        """GET exactly once, where reading has an effect."""
+        return self._call("GET", path)
+
     def put_value(self, path: str, body: Mapping[str, Any]) -> Any:
-        """POST an absolute value: repeated like a read, because twice is the same as once."""
+        """POST an absolute value: repeated after a definite "not now", within the total limit.
+
+        Not after a lost answer, though twice would be the same as once: the first attempt may be
+        applied much later, when the invoice is issued, so the caller must know of it.
+        """
         return self._repeated(lambda: self._call("POST", path, body=body))
 
     def post_once(self, path: str, body: Mapping[str, Any]) -> Any:
@@ -99,32 +113,15 @@ class RestClient:
         return self._call("POST", path, body=body)
 
     def _repeated(self, call: Callable[[], Any]) -> Any:
-        outcome_unknown = False
-
-        def attempt() -> Any:
-            nonlocal outcome_unknown
-            try:
-                return call()
-            except OutcomeUnknown:
-                outcome_unknown = True
-                raise
-
         retrying = Retrying(
             stop=stop_after_attempt(_MOST_ATTEMPTS) | stop_before_delay(self._limits.total),
             wait=_wait,
-            retry=lambda state: _worth_repeating(state),
+            retry=retry_if_exception_type(PlatformUnavailable)
+            & retry_if_not_exception_type(CredentialsRefused),
             sleep=self._sleep,
             reraise=True,
         )
-        try:
-            return retrying(attempt)
-        except OutcomeUnknown:
-            raise
-        except ReconcilerError as error:
-            if outcome_unknown:  # an earlier attempt may be applied yet
-                asked = error.retry_after if isinstance(error, TransientError) else None
-                raise OutcomeUnknown(str(error), retry_after=asked) from error
-            raise
+        return retrying(call)
 
     def _call(
         self,
@@ -162,9 +159,9 @@ class RestClient:
             raise PlatformUnavailable(f"{told} too many requests", retry_after=retry_after)
         payload = _parsed(response.content)
         error = self._error_of(payload) if payload is not _UNREADABLE else None
-        about = error.about if error else _about(status)
-        if about == "request" and status >= requests.codes.internal_server_error:
-            about = "platform"  # whatever its type, it does not say that nothing was done
+        about = _about(status)
+        if error is not None and about != "platform":  # a 5xx never says that nothing was done
+            about = error.about
         if error is not None:
             told = f"{told} {self._shown(error.type)}: {self._shown(error.message)}"
         if about == "credentials":
@@ -206,11 +203,6 @@ def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, TransientError) else None
     return max(_BACKOFF(state), asked.total_seconds() if asked else 0.0)
-
-
-def _worth_repeating(state: RetryCallState) -> bool:
-    error = state.outcome.exception() if state.outcome else None
-    return isinstance(error, TransientError) and not isinstance(error, CredentialsRefused)
 
 
 def _never_sent(error: requests.RequestException) -> bool:
