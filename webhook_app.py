@@ -83,7 +83,6 @@ def create_app(config: Config | None = None) -> Flask:
         configure_logs(config.log.level, config.log.format, config.secrets)
     config.require_secrets()
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = _MOST_BYTES
     app.extensions["receiver"] = Receiver(config)
     app.register_blueprint(pages)
     return app
@@ -127,7 +126,13 @@ def readyz() -> ResponseReturnValue:
 @pages.app_errorhandler(Refused)
 def refused(error: Refused) -> ResponseReturnValue:
     """Answer a refusal as JSON."""
-    log.warning("refused", status=error.status, error=error.error, path=request.path)
+    log.warning(
+        "refused",
+        status=error.status,
+        error=error.error,
+        reason=error.message,
+        path=request.path,
+    )
     answer = jsonify(error=error.error, message=error.message)
     if error.status == 401:
         answer.headers["WWW-Authenticate"] = 'Basic realm="webhooks"'

@@ -15,9 +15,10 @@ from typing import Any
 import click
 import pytest
 import structlog
-from builders import INV, LEASE, delivery, frozen
+from builders import INV, LEASE, delivery, frozen, other_key
 from click.testing import CliRunner, Result
 
+from sandbox.process import RunningSandbox
 from worker.cli import main
 from worker.domain import InvoiceKey
 from worker.doorbell import Doorbell, job_id_of
@@ -119,8 +120,8 @@ def test_list(journal: SqliteJournal) -> None:
     three(journal)
     result = run("list")
     assert result.stdout.splitlines() == [
-        'INV-HELD  held      component "Fax pages" has no source',
-        "INV-ISSUED  issued    Unpaid, 5.10 USD",
+        f'{"INV-HELD":<36}  held      component "Fax pages" has no source',
+        f"{'INV-ISSUED':<36}  issued    Unpaid, 5.10 USD",
         f"{INV}  due        (due 2015-12-02 13:00:01Z)",
     ]
     assert result.stderr == "3 invoices\n"
@@ -141,7 +142,8 @@ def test_list_names_platforms(place: Path, journal: SqliteJournal) -> None:
     """`list` says which platform an invoice is on where there are several."""
     three(journal)
     settled(journal, InvoiceKey("eu", "INV-HELD"), State.HELD, "too much")
-    assert "INV-HELD · eu  held      too much" in run("list").stdout
+    (line,) = [one for one in run("list").stdout.splitlines() if "INV-HELD · eu" in one]
+    assert line.split("  ", 1)[1].strip() == "held      too much"
 
 
 def test_show(journal: SqliteJournal) -> None:
@@ -156,7 +158,7 @@ def test_unknown_invoice(journal: SqliteJournal) -> None:
     """`show` of an invoice that the journal does not know fails and says what asks for it."""
     result = run("show", "INV-NOWHERE", code=1)
     assert result.stdout == ""
-    assert "the journal knows no INV-NOWHERE · billforward; reconciler replay" in result.stderr
+    assert "INV-NOWHERE is not in the journal; reconciler replay asks" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["show", "replay"])
@@ -240,7 +242,7 @@ def test_no_start_without_secrets(place: Path, command: str) -> None:
 def test_work_without_redis(place: Path) -> None:
     """`work` without Redis says so in one line."""
     assert run("work", "--burst", code=1, **SECRETS).stderr == (
-        "reconciler: Redis: ConnectionError\n"
+        "reconciler: Redis at 127.0.0.1:1: ConnectionError\n"
     )
 
 
@@ -259,7 +261,7 @@ def test_sweep_without_redis(journal: SqliteJournal) -> None:
     three(journal)
     redis = "redis://:s3cr3t-1@127.0.0.1:1/0"
     assert run("sweep", "--once", code=1, redis=redis, **SECRETS).stderr == (
-        "reconciler: Redis: ConnectionError\n"
+        "reconciler: Redis at 127.0.0.1:1: ConnectionError\n"
     )
 
 
@@ -277,18 +279,45 @@ def test_replay_without_a_worker(journal: SqliteJournal, redis_url: str) -> None
     assert asked.data == {"by": getpass.getuser(), "reason": "mapped"}
 
 
-def test_replay_of_an_unknown_invoice(journal: SqliteJournal, redis_url: str) -> None:
-    """`replay` takes an invoice that the journal does not know: the platform may."""
-    result = run("replay", "INV-NEW", "--wait", "0", "--json", code=3, redis=redis_url)
+def test_replay_of_an_unknown_invoice(
+    journal: SqliteJournal, redis_url: str, sandbox: RunningSandbox
+) -> None:
+    """`replay` takes an invoice that only the platform knows; a typo leaves no trace."""
+    sandbox.control.put_invoice(
+        id=INV, type="Trial", state="Pending", periodStart=None, periodEnd=None, notify=False
+    )
+    environ = {
+        **SECRETS,
+        "RECONCILER__PLATFORMS__BILLFORWARD__BASE_URL": sandbox.base_url,
+        "RECONCILER__PLATFORMS__BILLFORWARD__TOKEN": sandbox.token,
+    }
+    typo = run("replay", other_key(9).invoice_id, code=1, redis=redis_url, **environ)
+    assert (
+        f"neither the journal nor billforward knows an invoice {other_key(9)}"[:60] in typo.stderr
+    )
+    assert journal.invoices() == []
+    result = run("replay", INV, "--wait", "0", "--json", code=3, redis=redis_url, **environ)
     assert json.loads(result.stdout)["state"] == "due"
-    assert len(journal.due(datetime.now(UTC))) == 1
+    assert journal.due(datetime.now(UTC)) == [KEY]
+
+
+def test_close_records_who_settled_it_and_how(journal: SqliteJournal) -> None:
+    """`close` ends a held invoice with the operator's reason; an unknown one is refused."""
+    three(journal)
+    assert run("close", "INV-HELD", "--reason", "paid by hand").stdout.endswith(": closed\n")
+    history = journal.history(HELD)
+    assert history is not None
+    assert (history.row.state, history.row.reason) == (State.CLOSED, "paid by hand")
+    assert history.entries[-1].data["by"]
+    assert "not in the journal" in run("close", "INV-X", "--reason", "typo", code=1).stderr
+    assert "--reason" in run("close", "INV-HELD", code=2).stderr
 
 
 def test_replay_without_redis(journal: SqliteJournal) -> None:
     """`replay` without Redis keeps the wish in the journal, and says that the sweep will ring."""
     three(journal)
     result = run("replay", "INV-HELD", "--wait", "0", code=3)
-    assert "Redis: ConnectionError; the sweep will ring" in result.stderr
+    assert "Redis at 127.0.0.1:1: ConnectionError; the sweep will ring" in result.stderr
     assert HELD in journal.due(datetime.now(UTC))
 
 

@@ -277,7 +277,7 @@ def test_counted_values_become_what_is_billed() -> None:
         (-1, {}, "counted as -1"),
         (Decimal("NaN"), {}, "counted as NaN"),
         (Decimal("Infinity"), {}, "counted as Infinity"),
-        (Decimal("2.5"), {}, "a fraction, and it has no rounding rule"),
+        (Decimal("2.5"), {}, "a fraction; set a rounding"),
         (106, {"max_quantity": 105}, "above its max_quantity 105"),
         (Decimal("1E+1000000"), {}, "more than any meter can mean"),
         (None, {}, 'does not know "SUB-1"'),

@@ -133,9 +133,10 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_which_setting_to_mend(tmp_path: Path) -> None:
-    """A file that is not there, or is a folder, is named together with the setting."""
-    for path in (tmp_path / "usage.csv", tmp_path):
-        with pytest.raises(SourceInvalid, match=r"check the setting path"):
+    """A file that is not there yet is tried again, a folder is not; both name the setting."""
+    faults = {tmp_path / "usage.csv": SourceUnavailable, tmp_path: SourceInvalid}
+    for path, fault in faults.items():
+        with pytest.raises(fault, match=r"check the setting path"):
             CsvSource(path=str(path), **FILE).check()
 
 

@@ -306,7 +306,9 @@ def _modified_at(file: os.stat_result) -> datetime:
 def _opened(path: str) -> IO[str]:
     try:
         return open(path, encoding="utf-8-sig", newline="")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except FileNotFoundError:  # it may be on its way: an export is not always replaced at once
+        raise SourceUnavailable(f"csv {path} is not there; check the setting path") from None
+    except (IsADirectoryError, NotADirectoryError) as error:
         raise SourceInvalid(f"csv {path}: {error.strerror}; check the setting path") from None
     except OSError as error:
         raise SourceUnavailable(f"csv {path} cannot be opened: {error.strerror}") from None

@@ -304,7 +304,10 @@ def _freeze(query: UsageQuery, answers: Sequence[Tally], component: Component) -
     value = answers[0].value
     if value is None:
         if component.unknown_subject is not UnknownSubject.ZERO:
-            return f'source "{component.source}" does not know "{query.subject}" for {name}'
+            return (
+                f'source "{component.source}" does not know "{query.subject}" for {name}; add it'
+                ' there, or set unknown_subject = "zero" for the component'
+            )
         value = _ZERO
     if not isinstance(value, Decimal):
         return f"{name} was counted as a {type(value).__name__}, which is not exact"
@@ -314,7 +317,7 @@ def _freeze(query: UsageQuery, answers: Sequence[Tally], component: Component) -
         return f"{name} was counted as {value}: more than any meter can mean"
     quantity = to_whole(value, component.rounding)
     if quantity is None:
-        return f"{name} was counted as {value}: a fraction, and it has no rounding rule"
+        return f"{name} was counted as {value}: a fraction; set a rounding for the component"
     if component.max_quantity is not None and quantity > component.max_quantity:
         return f"{name} was counted as {quantity}, above its max_quantity {component.max_quantity}"
     return FrozenTally(

@@ -60,7 +60,7 @@ def _check_journal(config: Config) -> str:
         journal.check()
         ignored = sum(journal.ignored().values())
         place = journal.store.place  # the URL may hold a password
-    return f"{place} can be written; {ignored} events asked for nothing"
+    return f"{place} can be written; {ignored} notifications were not about pending invoices"
 
 
 def _outside(config: Config) -> Iterator[Finding]:
@@ -89,7 +89,7 @@ def _redis(config: Config) -> Iterator[Finding]:
         appendonly = _setting(doorbell, "appendonly")
         policy = _setting(doorbell, "maxmemory-policy")
     except (QueueUnavailable, RedisError) as error:
-        told = f"no answer from Redis ({type(error).__name__})"
+        told = str(error) if isinstance(error, QueueUnavailable) else "it answers, but not to us"
         yield Finding("redis", well=False, told=told, mend="start it, or correct queue.redis_url")
         return
     version = str(server.get("redis_version", "0"))

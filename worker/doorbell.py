@@ -53,7 +53,7 @@ class Doorbell:
                 result_ttl=_KEEP_FINISHED_SECONDS,
             )
         except RedisError as error:
-            raise QueueUnavailable(f"Redis: {type(error).__name__}") from error
+            raise QueueUnavailable(self._told(error)) from error
 
     def failed(self) -> list[str]:
         """Return the job ids in RQ's FailedJobRegistry, without running RQ's clean-up."""
@@ -65,7 +65,13 @@ class Doorbell:
         try:
             self.redis.ping()
         except RedisError as error:
-            raise QueueUnavailable(f"Redis: {type(error).__name__}") from error
+            raise QueueUnavailable(self._told(error)) from error
+
+    def _told(self, error: RedisError) -> str:
+        """Say which Redis did not answer, without its password."""
+        where = self.redis.connection_pool.connection_kwargs
+        place = where.get("path") or f"{where.get('host')}:{where.get('port')}"
+        return f"Redis at {place}: {type(error).__name__}"
 
 
 def job_id_of(key: InvoiceKey) -> str:

