@@ -21,7 +21,7 @@ def test_a_time_that_is_none_names_table_column_and_row(open_source: Open, bad: 
     source = open_source([row(MAY_2), row(bad)])
     with pytest.raises(SourceInvalid) as caught:
         ask(source)
-    for part in ("table usage", "created_at", "'S-1'", "NULL" if bad is None else repr(bad)):
+    for part in ("table usage row 2", "created_at", "'S-1'", "NULL" if bad is None else repr(bad)):
         assert part in str(caught.value)
 
 
@@ -46,7 +46,7 @@ def test_an_epoch_that_cannot_be_meant_is_refused(open_source: Open, bad: object
     source = open_source(
         [row(1_714_600_000), row(bad)], time_format="epoch_seconds", columns=columns
     )
-    with pytest.raises(SourceInvalid, match=r"table usage: created_at of subject 'S-1'"):
+    with pytest.raises(SourceInvalid, match=r"table usage row 2: created_at of subject 'S-1'"):
         ask(source)
 
 
@@ -77,7 +77,7 @@ def test_a_quantity_that_is_none_is_named(open_source: Open, bad: object, how: A
     source = open_source([row(MAY_2, bad)])
     with pytest.raises(SourceInvalid) as caught:
         ask(source, how)
-    assert f"table usage: quantity of subject 'S-1': {bad!r}" in str(caught.value)
+    assert f"table usage row 1: quantity of subject 'S-1': {bad!r}" in str(caught.value)
 
 
 @pytest.mark.parametrize("how", [Aggregation.SUM, Aggregation.MAX, Aggregation.LAST])

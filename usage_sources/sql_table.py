@@ -175,8 +175,27 @@ class TableReader:
         where = {"subjects": bound["subjects"], "value": fault.value}
         where |= {"metrics": bound["metrics"]} if "metrics" in bound else {}
         holders = self._database.rows(connection, statements.rows_with(column), where)[1]
-        of = f" of subject {shown(holders[0].subject)}" if holders else ""
-        raise SourceInvalid(f"{self.place}: {column}{of}: {shown(fault.value)} {fault.reason}")
+        subject = holders[0].subject if holders else ""
+        of = f" of subject {shown(subject)}" if holders else ""
+        row = self._row_of(connection, column, fault.value, subject)
+        raise SourceInvalid(f"{self.place}{row}: {column}{of}: {shown(fault.value)} {fault.reason}")
+
+    def _row_of(self, connection: sa.Connection, column: str, value: Any, subject: str) -> str:
+        """Say which row holds a value, where the database numbers its rows; else nothing."""
+        if self._database.dialect_name != "sqlite":
+            return ""
+        schema, _, name = self._columns.table.rpartition(".")
+        table = sa.table(name, schema=schema or None)
+        held = sa.column(column).op("IS")(sa.bindparam("value"))
+        mine = sa.column(self._columns.subject) == sa.bindparam("subject")
+        look: sa.Select[Any] = (
+            sa.select(sa.literal_column("rowid")).select_from(table).where(held, mine).limit(1)
+        )
+        try:
+            rows = self._database.rows(connection, look, {"value": value, "subject": subject})[1]
+        except (sa_exc.SQLAlchemyError, SourceInvalid):  # a view, or a table without row numbers
+            return ""
+        return f" row {rows[0][0]}" if rows else ""
 
     def _check_apart(self, queries: Sequence[UsageQuery]) -> None:
         """Refuse to give charges that ask for different metrics one and the same number."""
@@ -213,8 +232,10 @@ class TableReader:
         look = statements.odd_time(fractions=fractions)
         bound = {**_names(statements, queries), **statements.edges_of_time()}
         for row in self._database.rows(connection, look, bound)[1]:
+            where = self._row_of(connection, self._columns.time, row.value, row.subject)
             raise SourceInvalid(
-                f"{time} of subject {shown(str(row.subject))}: {shown(row.value)} is no time"
+                f"{self.place}{where}: {self._columns.time} of subject"
+                f" {shown(str(row.subject))}: {shown(row.value)} is no time"
                 f" between 1980 and 9999 in whole units of {self._columns.time_format}"
             )
 
