@@ -248,3 +248,14 @@ def test_a_recount_tells_the_new_tallies(journal: SqliteJournal) -> None:
     assert "Text messages: 7" not in text
     assert "discarded      by ann" in text
     assert [t["quantity"] for t in story_json(history_of(journal))["tallies"]] == [9]
+
+
+def test_a_statement_that_answered_many_charges_is_told_once(journal: SqliteJournal) -> None:
+    """Fifty charges of one query are readable: the text stands with the first of them."""
+    journal.record_delivery(delivery(), NOW)
+    claim = claimed(journal, 0)
+    tallies = [frozen(number, charge_id=f"CHG-{number}") for number in range(3)]
+    journal.freeze(claim, [], tallies, NOW)
+    text = story_text(history_of(journal))
+    assert text.count("query: count") == 1
+    assert text.count("source and query: as above") == 2

@@ -90,16 +90,24 @@ def _counted(history: History) -> Iterator[str]:
     yield "What was counted"
     charges, before = charges_by_id(history), _quantities_before(history)
     currency = last_seen(history).get("currency", "")
+    asked: tuple[object, ...] = ()
     for tally in history.tallies:
         amount = charges.get(tally.charge_id, {}).get("amount")
         priced = f", {amount} {currency}" if amount is not None else ""
         was = before.get(tally.charge_id)
         changed = f" (was {was})" if was is not None else ""
         yield f"  {tally.span.component}: {tally.quantity}{changed}{priced}"
-        yield from (f"    {line}" for line in _explained(tally))
+        question = _question(tally)
+        yield from (f"    {line}" for line in _explained(tally, again=question == asked))
+        asked = question
 
 
-def _explained(tally: FrozenTally) -> Iterator[str]:
+def _question(tally: FrozenTally) -> tuple[object, ...]:
+    """Return what the source was asked; one statement answers many charges."""
+    return tally.evidence.source, tally.evidence.query, tally.evidence.parameters
+
+
+def _explained(tally: FrozenTally, *, again: bool) -> Iterator[str]:
     evidence = tally.evidence
     counted = "" if tally.events is None else f", {tally.events} events"
     yield f"charge {tally.charge_id}"
@@ -107,9 +115,12 @@ def _explained(tally: FrozenTally) -> Iterator[str]:
     yield f"{utc_text(tally.span.period.start)} <= time < {utc_text(tally.span.period.end)}"
     if tally.value != tally.quantity:
         yield f"counted {tally.value}, rounded {tally.rounding}"
-    yield f"source: {evidence.source}"
-    yield f"query: {' '.join(evidence.query.split())}"
-    yield f"with: {json.dumps(evidence.parameters, ensure_ascii=False)}"
+    if again:
+        yield "source and query: as above"
+    else:
+        yield f"source: {evidence.source}"
+        yield f"query: {' '.join(evidence.query.split())}"
+        yield f"with: {json.dumps(evidence.parameters, ensure_ascii=False)}"
     if evidence.watermark:
         yield f"the source had everything up to {utc_text(evidence.watermark)}"
     yield f"asked {utc_text(evidence.asked_at)}, answer SHA-256 {evidence.digest}"
