@@ -10,12 +10,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from builders import KEY
 from redis import Redis, RedisError
 
 from sandbox.process import RunningSandbox
 from worker.demo.processes import wait_for
 from worker.demo.redis_server import find_binary, free_port, stop
 from worker.doctor import Finding, examine
+from worker.doorbell import Doorbell
 
 NO_REDIS = "redis://:s3cr3t-redis@127.0.0.1:1/0"
 PASSWORD = "RECONCILER__WEBHOOK__PASSWORD"
@@ -280,3 +282,20 @@ def test_source_without_driver(monkeypatch: pytest.MonkeyPatch, driver: str) -> 
     finding = found("usage source events")
     assert not finding.well
     assert driver in finding.told or "gave no answer" in finding.told
+
+
+def test_a_job_that_is_not_ours_is_named(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A poisoned id on the queue is found before it costs a worker, our own jobs are not."""
+    monkeypatch.setenv("RECONCILER__QUEUE__REDIS_URL", redis_url)
+    doorbell = Doorbell(redis_url, "reconcile")
+    doorbell.ring(KEY)
+    assert doorbell.foreign() == []
+    redis = doorbell.redis
+    redis.hset("rq:job:evil", mapping={"data": b'["os.system", null, ["true"], {}]'})
+    redis.rpush(doorbell.queue.key, "evil")
+    redis.rpush(f"{doorbell.queue.key}:intermediate", "empty")
+    assert doorbell.foreign() == ["evil", "empty"]
+    finding = found("queue")
+    assert not finding.well
+    assert finding.told == "not a job of ours: evil, empty"
+    assert doorbell.queue.key in finding.mend

@@ -15,6 +15,7 @@ from worker.errors import ConfigError, QueueUnavailable, ReconcilerError
 from worker.journal import open_journal
 from worker.wiring import configured, open_platforms, open_sources
 
+_MOST_NAMED = 5
 _OLDEST_REDIS = (6, 2)  # RQ moves a job without ever losing it only from here on
 
 
@@ -88,6 +89,7 @@ def _redis(config: Config) -> Iterator[Finding]:
         server = doorbell.redis.info()
         appendonly = _setting(doorbell, "appendonly")
         policy = _setting(doorbell, "maxmemory-policy")
+        foreign = doorbell.foreign()
     except (QueueUnavailable, RedisError) as error:
         told = str(error) if isinstance(error, QueueUnavailable) else "it answers, but not to us"
         yield Finding("redis", well=False, told=told, mend="start it, or correct queue.redis_url")
@@ -107,6 +109,12 @@ def _redis(config: Config) -> Iterator[Finding]:
         f"maxmemory-policy {policy or 'cannot be read'}",
         "set maxmemory-policy noeviction; others drop jobs silently",
     )
+    if foreign:
+        told = f"not a job of ours: {', '.join(foreign[:_MOST_NAMED])}"
+        mend = (
+            f"somebody else writes to this Redis: lock it, and delete it from {doorbell.queue.key}"
+        )
+        yield Finding("queue", well=False, told=told, mend=mend)
 
 
 def _setting(doorbell: Doorbell, name: str) -> str | None:

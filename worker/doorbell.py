@@ -6,6 +6,8 @@ whether there is work.
 
 from __future__ import annotations
 
+import json
+import zlib
 from typing import cast
 
 from redis import Redis, RedisError
@@ -60,6 +62,22 @@ class Doorbell:
         ids = cast(list[bytes], self.redis.zrange(self.queue.failed_job_registry.key, 0, -1))
         return [job_id.decode() for job_id in ids]
 
+    def foreign(self) -> list[str]:
+        """Return the ids on the queue whose jobs are not of ours, or cannot be read."""
+        key = self.queue.key
+        ids = [*self.redis.lrange(key, 0, -1), *self.redis.lrange(f"{key}:intermediate", 0, -1)]
+        names = [one.decode(errors="replace") for one in ids if isinstance(one, bytes)]
+        return [name for name in dict.fromkeys(names) if not self._is_ours(name)]
+
+    def _is_ours(self, job_id: str) -> bool:
+        data = self.redis.hget(f"rq:job:{job_id}", "data")
+        try:
+            raw = data if isinstance(data, bytes) else b""
+            function, _, arguments, _ = json.loads(_unpacked(raw))
+        except (ValueError, TypeError):
+            return False
+        return bool(function == FUNCTION and [type(one) for one in arguments] == [str, str])
+
     def check(self) -> None:
         """Raise QueueUnavailable unless Redis answers in time."""
         try:
@@ -72,6 +90,14 @@ class Doorbell:
         where = self.redis.connection_pool.connection_kwargs
         place = where.get("path") or f"{where.get('host')}:{where.get('port')}"
         return f"Redis at {place}: {type(error).__name__}"
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Return a job's data as RQ wrote it; RQ compresses it."""
+    try:
+        return zlib.decompress(data)
+    except zlib.error:
+        return data
 
 
 def job_id_of(key: InvoiceKey) -> str:
