@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from postgres import database, new_journal_url, postgres, postgres_url
 from redis import Redis
+from sandbox_builders import Caller
 
+from sandbox.client import SandboxControl
 from sandbox.process import RunningSandbox, running_sandbox
+from sandbox.server import SandboxServer, serving
 from worker.demo.redis_server import redis_server
 
 __all__ = ["database", "new_journal_url", "postgres", "postgres_url"]  # fixtures
@@ -56,3 +59,24 @@ def sandbox(_sandbox: RunningSandbox) -> Iterator[RunningSandbox]:
 def journal_url(tmp_path: Path) -> str:
     """The URL of this test's journal."""
     return f"sqlite:///{tmp_path}/journal.db"
+
+
+@pytest.fixture
+def server() -> Iterator[SandboxServer]:
+    """A sandbox of this test's own, served by threads of this process."""
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def control(server: SandboxServer) -> Iterator[SandboxControl]:
+    """The control client of this test's own sandbox."""
+    with SandboxControl(server.control_url) as client:
+        yield client
+
+
+@pytest.fixture
+def api(server: SandboxServer) -> Iterator[Caller]:
+    """A caller of this test's own sandbox, with its token."""
+    with Caller(server.base_url, server.token) as caller:
+        yield caller

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,30 +11,11 @@ from sandbox_builders import FEE, TEXTS, Caller, february_invoice, invoice_chang
 
 from sandbox.client import SandboxControl
 from sandbox.moments import Duration
-from sandbox.server import SandboxServer, serving
 from sandbox.wire import Json
 
 MESSAGES = {"name": "Text messages", "chargeType": "usage", "price": TEXTS}
 MONTHLY = {"name": "Monthly fee", "chargeType": "subscription", "price": FEE}
 SETUP = {"name": "Set-up", "chargeType": "setup", "price": FEE}
-
-
-@pytest.fixture(name="server")
-def _server() -> Iterator[SandboxServer]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture(name="control")
-def _control(server: SandboxServer) -> Iterator[SandboxControl]:
-    with SandboxControl(server.control_url) as control:
-        yield control
-
-
-@pytest.fixture(name="api")
-def _api(server: SandboxServer) -> Iterator[Caller]:
-    with Caller(server.base_url, server.token) as api:
-        yield api
 
 
 def subscribe(control: SandboxControl, start: str = "2026-01-31T12:00:00Z", **plan: Any) -> str:

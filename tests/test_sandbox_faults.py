@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 import requests
 from sandbox_builders import Caller, charge_change, february_invoice, invoice_change
 
 from sandbox.client import ControlError, SandboxControl
-from sandbox.server import SandboxServer, serving
 from sandbox.wire import Json
-
-
-@pytest.fixture(name="server")
-def _server() -> Iterator[SandboxServer]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture(name="control")
-def _control(server: SandboxServer) -> Iterator[SandboxControl]:
-    with SandboxControl(server.control_url) as control:
-        yield control
-
-
-@pytest.fixture(name="api")
-def _api(server: SandboxServer) -> Iterator[Caller]:
-    with Caller(server.base_url, server.token) as api:
-        yield api
 
 
 @pytest.fixture(name="invoice")

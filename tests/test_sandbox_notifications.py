@@ -16,7 +16,6 @@ from sandbox_builders import Caller, february_invoice, invoice_change
 from sandbox.client import SandboxControl
 from sandbox.courier import post
 from sandbox.moments import java_text_of, moment_of
-from sandbox.server import SandboxServer, serving
 from sandbox.wire import Json
 
 FAST = {"redelivery_seconds": [0.01, 0.01], "reorder_hold_seconds": 0.05}
@@ -53,24 +52,6 @@ class _Receive(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         pass
-
-
-@pytest.fixture(name="server")
-def _server() -> Iterator[SandboxServer]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture(name="control")
-def _control(server: SandboxServer) -> Iterator[SandboxControl]:
-    with SandboxControl(server.control_url) as control:
-        yield control
-
-
-@pytest.fixture(name="api")
-def _api(server: SandboxServer) -> Iterator[Caller]:
-    with Caller(server.base_url, server.token) as api:
-        yield api
 
 
 @pytest.fixture(name="receiver")

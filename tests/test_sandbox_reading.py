@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -15,24 +14,6 @@ from sandbox.server import SandboxServer, serving
 from sandbox.wire import Json
 
 MARCH = datetime(2026, 3, 1, tzinfo=UTC)
-
-
-@pytest.fixture(name="server")
-def _server() -> Iterator[SandboxServer]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture(name="control")
-def _control(server: SandboxServer) -> Iterator[SandboxControl]:
-    with SandboxControl(server.control_url) as control:
-        yield control
-
-
-@pytest.fixture(name="api")
-def _api(server: SandboxServer) -> Iterator[Caller]:
-    with Caller(server.base_url, server.token) as api:
-        yield api
 
 
 @pytest.fixture(name="invoice")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,26 +10,8 @@ import pytest
 from sandbox_builders import Caller, charge_change, february_invoice, invoice_change
 
 from sandbox.client import SandboxControl
-from sandbox.server import SandboxServer, serving
+from sandbox.server import SandboxServer
 from sandbox.wire import Json
-
-
-@pytest.fixture(name="server")
-def _server() -> Iterator[SandboxServer]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture(name="control")
-def _control(server: SandboxServer) -> Iterator[SandboxControl]:
-    with SandboxControl(server.control_url) as control:
-        yield control
-
-
-@pytest.fixture(name="api")
-def _api(server: SandboxServer) -> Iterator[Caller]:
-    with Caller(server.base_url, server.token) as api:
-        yield api
 
 
 @pytest.fixture(name="invoice")
