@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import tempfile
@@ -52,6 +53,7 @@ def _share(journal: str, seeds: range) -> list[Played]:
         tempfile.TemporaryDirectory() as folder,
         running_world(Path(folder), JOURNALS[journal]) as world,
     ):
+        gc.freeze()  # else each child copies the pages that its collections touch
         for seed in seeds:
             played.append(_play(world, seed, journal))
             if played[-1].problems:
