@@ -13,7 +13,15 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 import usage_sources.csv_file
-from usage_sources.contract import JUNE, MAY, UsageEvent, UsageSourceContract, query
+from usage_sources.contract import (
+    JUNE,
+    MAY,
+    MIDNIGHT,
+    UsageEvent,
+    UsageSourceContract,
+    event,
+    query,
+)
 from usage_sources.csv_file import CsvSource
 from usage_sources.reading import microseconds
 from worker.domain import Aggregation
@@ -40,10 +48,11 @@ def write(
     """Write events to a CSV file, quoted only where the names need it."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter=delimiter)
-        writer.writerow(HEADER.split(","))
+        writer.writerow([*HEADER.split(","), "region"])
         for each in events:
             at = written(each.at)
-            writer.writerow([each.subject, each.metric, at, each.quantity, each.unique])
+            quantity, unique = each.quantity, each.unique
+            writer.writerow([each.subject, each.metric, at, quantity, unique, each.region])
 
 
 class TestIsoText(UsageSourceContract):
@@ -53,6 +62,16 @@ class TestIsoText(UsageSourceContract):
         """Write times as Python does."""
         write(events, tmp_path / "usage.csv", datetime.isoformat)
         return CsvSource(path=str(tmp_path / "usage.csv"), **FILE)
+
+    def source_down(self, tmp_path: Path) -> CsvSource:
+        """Take the file away."""
+        source = self.source_with([event(MIDNIGHT)], tmp_path)
+        (tmp_path / "usage.csv").unlink()
+        return source
+
+    def source_slow(self, _tmp_path: Path) -> CsvSource:
+        """Skip: a file is read by this process, and no engine makes it wait."""
+        pytest.skip("a file is read at once, so there is no timeout to keep")
 
 
 class TestEpochSeconds(UsageSourceContract):
@@ -186,6 +205,47 @@ def test_an_aggregation_names_the_setting_it_needs(tmp_path: Path) -> None:
         ask(bare, Aggregation.UNIQUE)
     with pytest.raises(SourceInvalid, match="cannot tell the metrics 'calls', 'pages' apart"):
         bare.count([query("1"), query("2", metric="pages")])
+
+
+def test_a_filter_names_a_column_of_the_header(tmp_path: Path) -> None:
+    """A column that is not there, or there twice, filters nothing; values are compared whole."""
+    rows = [ROW, ROW.replace("ann", "Ann"), ROW.replace("ann", "ann ")]
+    assert ask(source(tmp_path, *rows), filters=(("visitor", "ann"),)) == 1
+    assert ask(source(tmp_path, *rows), filters=(("visitor", "ann"), ("quantity", "2"))) == 0
+    with pytest.raises(SourceInvalid, match="line 1 has no column Visitor; it has subject, metric"):
+        ask(source(tmp_path, *rows), filters=(("Visitor", "ann"),))
+    path = tmp_path / "usage.csv"
+    path.write_text("subject,metric,at,quantity,visitor,plan,plan\n" + ROW + ",a,b\n")
+    with pytest.raises(SourceInvalid, match="line 1 has more than one column plan"):
+        ask(CsvSource(path=str(path), **FILE), filters=(("plan", "a"),))
+
+
+def test_a_row_that_is_filtered_out_needs_no_quantity(tmp_path: Path) -> None:
+    """Only what counts has to be readable; an empty quantity that counts is refused by its line."""
+    rows = [ROW, "S-1,calls,2024-05-02T00:00:00Z,,bob"]
+    total = Aggregation.SUM
+    assert ask(source(tmp_path, *rows), total, filters=(("visitor", "ann"),)) == 1
+    with pytest.raises(SourceInvalid, match=r"usage\.csv line 3, column quantity: '' is not a"):
+        ask(source(tmp_path, *rows), total, filters=(("visitor", "bob"),))
+
+
+def test_filters_tell_metrics_apart_too(tmp_path: Path) -> None:
+    """Without a metric column two metrics may be two filters of the same rows."""
+    rows = [ROW, ROW.replace("ann", "bob"), ROW.replace("ann", "bob")]
+    asked = [
+        query("1", filters=(("visitor", "ann"),)),
+        query("2", metric="pages", filters=(("visitor", "bob"),)),
+    ]
+    tallies = source(tmp_path, *rows, metric_column=None).count(asked)
+    assert [tally.value for tally in tallies] == [1, 2]
+    assert [tally.evidence.parameters["filters"] for tally in tallies] == [
+        {"visitor": "ann"},
+        {"visitor": "bob"},
+    ]
+    assert tallies[0].evidence.query == (
+        "count of rows where subject = :subject and :start <= at < :end"
+        " and each column in :filters has its value"
+    )
 
 
 def test_a_file_written_while_it_is_read_is_read_later(

@@ -29,7 +29,7 @@ def test_the_example_passes_the_contract(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stdout
-    assert re.search(r"\b1\d passed", run.stdout), run.stdout
+    assert re.search(r"\b2\d passed", run.stdout), run.stdout
 
 
 def test_the_configuration_is_toml() -> None:

@@ -13,14 +13,14 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.dialects import mysql, postgresql
 from test_usage_sources_csv import FILE, HEADER
-from test_usage_sources_sql import MAY_2, TABLE, store
+from test_usage_sources_sql import MAY_2, TABLE, statement_text, store
 
-from usage_sources import sql_table
 from usage_sources.contract import JUNE, close, query
 from usage_sources.csv_file import CsvSource
 from usage_sources.reading import NAMES_LOOKED_AT
 from usage_sources.sql import SqlSource
-from usage_sources.sql_statements import Columns, TableStatements, statement_text
+from usage_sources.sql import table as sql_table
+from usage_sources.sql.statements import Columns, TableStatements
 from worker.domain import Aggregation
 from worker.errors import SourceInvalid
 from worker.ports import UsageSource
@@ -192,7 +192,8 @@ def test_a_metric_refused_once_is_counted_after_its_first_event(tmp_path: Path) 
     source = table(tmp_path, USED)
     assert "'minutes'" in refusal(source, "minutes")
     with closing(sqlite3.connect(tmp_path / "usage.db")) as db, db:
-        db.execute("INSERT INTO usage VALUES ('S-2', 'minutes', ?, 1, 'ann')", [MAY_2])
+        into = "usage (subject_id, metric, created_at)"
+        db.execute(f"INSERT INTO {into} VALUES ('S-2', 'minutes', ?)", [MAY_2])
     assert ask(source, "minutes") == 0
     source.close()
 

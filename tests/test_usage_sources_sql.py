@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -14,19 +16,23 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import mysql, postgresql
 
 from usage_sources.contract import (
     MIDNIGHT,
     UsageEvent,
     UsageSourceContract,
     close,
+    event,
     query,
 )
 from usage_sources.reading import microseconds
 from usage_sources.sql import SqlSource
-from usage_sources.sql_statements import Columns, TableStatements, statement_text
+from usage_sources.sql.database import Database
+from usage_sources.sql.schema import checked
+from usage_sources.sql.statements import Columns, TableStatements
 from worker.domain import Aggregation, Period
+from worker.errors import SourceInvalid
 
 TABLE: dict[str, Any] = {
     "table": "usage",
@@ -43,15 +49,16 @@ def store(
     path: Path,
     rows: Sequence[Sequence[object]],
     *,
-    columns: str = "subject_id TEXT, metric TEXT, created_at, quantity, visitor TEXT",
+    columns: str = "subject_id TEXT, metric TEXT, created_at, quantity, visitor TEXT, region TEXT",
 ) -> str:
     """Write rows of usage to a new SQLite file and return its URL."""
     path.unlink(missing_ok=True)
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute(f"CREATE TABLE usage ({columns})")
-        places = ", ".join("?" * (columns.count(",") + 1))
-        connection.executemany(f"INSERT INTO usage VALUES ({places})", rows)
+        width = columns.count(",") + 1
+        filled = [(*each, *["eu"] * width)[:width] for each in rows]
+        connection.executemany(f"INSERT INTO usage VALUES ({', '.join('?' * width)})", filled)
     return f"sqlite:///{path}"
 
 
@@ -64,16 +71,49 @@ def rows_of(
     events: Sequence[UsageEvent], written: Callable[[datetime], object]
 ) -> list[tuple[object, ...]]:
     """Make rows of events, with times written as the table's time_format has them."""
-    return [(e.subject, e.metric, written(e.at), str(e.quantity), e.unique) for e in events]
+    return [
+        (
+            *(each.subject, each.metric, written(each.at)),
+            *(None if each.quantity is None else str(each.quantity), each.unique, each.region),
+        )
+        for each in events
+    ]
+
+
+def statement_text(statement: sa.Select[Any], dialect: sa.Dialect) -> str:
+    """Write a statement on one line with the names of its parameters."""
+    kind: Any = type(dialect)
+    text = " ".join(str(statement.compile(dialect=kind(paramstyle="named"))).split())
+    return re.sub(r"\(?__\[POSTCOMPILE_(\w+)\]\)?", r"(:\1)", text)
 
 
 class TestIsoText(UsageSourceContract):
     """Times as ISO text, each with its own offset."""
 
+    @pytest.fixture(autouse=True)
+    def _cleaned(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            self.stack = stack
+            yield
+
     def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
         """Store times as Python writes them."""
         url = store(tmp_path / "usage.db", rows_of(events, datetime.isoformat))
         return SqlSource(url=url, **TABLE)
+
+    def source_down(self, tmp_path: Path) -> SqlSource:
+        """Take away the file of a source that was warm."""
+        source = self.source_with([event(MIDNIGHT)], tmp_path)
+        assert ask(source) == 1
+        (tmp_path / "usage.db").unlink()
+        return source
+
+    def source_slow(self, tmp_path: Path) -> SqlSource:
+        """Lock the file until the test is over, as a long write does."""
+        source = self.source_with([event(MIDNIGHT)], tmp_path)
+        writer = self.stack.enter_context(closing(sqlite3.connect(tmp_path / "usage.db")))
+        writer.execute("BEGIN EXCLUSIVE")
+        return replace(source, timeout_seconds=1.0)
 
 
 class TestIsoTextBelowMicroseconds(UsageSourceContract):
@@ -98,7 +138,8 @@ class TestEpochSeconds(UsageSourceContract):
         url = store(
             tmp_path / "usage.db",
             rows_of(events, lambda at: microseconds(at) // 1_000_000),
-            columns="subject_id TEXT, metric TEXT, created_at INTEGER, quantity NUMERIC, visitor",
+            columns="subject_id TEXT, metric TEXT, created_at INTEGER, quantity NUMERIC, visitor,"
+            " region",
         )
         return SqlSource(url=url, **{**TABLE, "time_format": "epoch_seconds"})
 
@@ -111,7 +152,7 @@ class TestEpochSecondsWithFractions(UsageSourceContract):
         url = store(
             tmp_path / "usage.db",
             rows_of(events, lambda at: microseconds(at) / 1_000_000),
-            columns="subject_id TEXT, metric TEXT, created_at REAL, quantity TEXT, visitor",
+            columns="subject_id TEXT, metric TEXT, created_at REAL, quantity TEXT, visitor, region",
         )
         return SqlSource(url=url, **{**TABLE, "time_format": "epoch_seconds"})
 
@@ -140,7 +181,8 @@ class TestEpochMicroseconds(UsageSourceContract):
             tmp_path / "usage.db",
             rows_of(events, microseconds),
             columns="subject_id TEXT COLLATE NOCASE, metric TEXT COLLATE NOCASE,"
-            " created_at INTEGER, quantity, visitor TEXT COLLATE NOCASE",
+            " created_at INTEGER, quantity, visitor TEXT COLLATE NOCASE,"
+            " region TEXT COLLATE NOCASE",
         )
         changed = {"time_format": "epoch_microseconds", "table": "main.usage"}
         return SqlSource(url=url, **{**TABLE, **changed})
@@ -205,7 +247,7 @@ def test_one_statement_counts_all_charges_of_a_period(open_source: Open) -> None
         sa.event.remove(sa.Engine, "before_cursor_execute", heard)
     assert [tally.value for tally in tallies] == [1] * 30
     assert len([text for text in run if text.startswith("SELECT")]) == 1
-    assert len(tallies[0].evidence.parameters["metrics"]) == 30
+    assert tallies[0].evidence.parameters["metrics_30"] == "metric 9"
 
 
 def test_the_evidence_hides_no_parameter(open_source: Open) -> None:
@@ -216,8 +258,8 @@ def test_the_evidence_hides_no_parameter(open_source: Open) -> None:
     assert evidence.source.endswith("usage.db table usage")
     assert "created_at >= :start AND usage.created_at < :end" in evidence.query
     assert evidence.parameters == {
-        "subjects": ["S-1"],
-        "metrics": ["calls"],
+        "subjects_1": "S-1",
+        "metrics_1": "calls",
         "start": 1_714_521_600,
         "end": 1_717_200_000,
         "start_at": "2024-05-01T00:00:00Z",
@@ -281,3 +323,57 @@ def test_postgresql_gets_bound_values_and_exact_numbers() -> None:
     )
     last = statement_text(built.count(Aggregation.LAST), dialect)
     assert "rank() OVER (PARTITION BY billing.usage.subject_id, billing.usage.metric" in last
+
+
+def test_mysql_gets_quoted_names_and_bound_values() -> None:
+    """On MySQL names are in backticks, texts compare by letters, and DECIMALs add uncast."""
+    columns = Columns(
+        table="billing.usage",
+        subject="subject id",
+        time="created_at",
+        metric="metric",
+        quantity="quantity",
+        unique=None,
+        time_format="native",
+        naive_times="utc",
+    )
+    types: dict[str, Any] = dict.fromkeys(columns.named(), sa.String())
+    types |= {"quantity": sa.Numeric(20, 6), "re`gion": sa.String()}
+    dialect: sa.Dialect = mysql.pymysql.dialect()
+    built = TableStatements(columns, "mysql", types)
+    text = statement_text(built.count(Aggregation.SUM, (("re`gion", "eu"),)), dialect)
+    key = "billing.`usage`.{} COLLATE utf8mb4_bin".format
+    subject, metric = key("`subject id`"), key("metric")
+    assert text == (
+        f"SELECT {subject} AS subject, {metric} AS metric, count(*) AS events,"
+        " count(billing.`usage`.quantity) AS present, sum(billing.`usage`.quantity) AS value"
+        " FROM billing.`usage`"
+        " WHERE billing.`usage`.`subject id` IN (:subjects)"
+        " AND billing.`usage`.metric IN (:metrics)"
+        " AND billing.`usage`.created_at >= :start AND billing.`usage`.created_at < :end"
+        f" AND billing.`usage`.`re``gion` = :filter_0 AND ({key('`re``gion`')}) = :filter_0"
+        f" GROUP BY {subject}, {metric}"
+    )
+
+
+@pytest.mark.parametrize("kind", [sa.Double(), sa.Float(), sa.String()])
+def test_mysql_is_not_trusted_to_add_what_is_inexact(kind: Any) -> None:
+    """A quantity that MySQL would add in floating point is refused, with what to do."""
+    columns = Columns(
+        table="usage",
+        subject="subject_id",
+        time="created_at",
+        metric=None,
+        quantity="quantity",
+        unique=None,
+        time_format="epoch_seconds",
+        naive_times="reject",
+    )
+    types: dict[str, Any] = {**dict.fromkeys(columns.named(), sa.Integer()), "quantity": kind}
+    database = Database(sa.make_url("mysql+pymysql://u:s3cret@h/db"), 1.0, "reject")
+    with pytest.raises(
+        SourceInvalid, match=r"mysql.*quantity is .*; store it as DECIMAL"
+    ) as caught:
+        checked(columns, types, database)
+    assert "s3cret" not in str(caught.value)
+    assert checked(columns, {**types, "quantity": sa.Numeric(20, 6)}, database) == columns

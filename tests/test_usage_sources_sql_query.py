@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -21,8 +22,11 @@ from worker.errors import SourceInvalid, SourceUnavailable
 
 WINDOW = """iso_microseconds(created_at) >= iso_microseconds(:start)
     AND iso_microseconds(created_at) < iso_microseconds(:end)"""
+# NULL, which is refused, where any quantity is NULL: a sum alone passes over it.
+EXACT_SUM = "CASE WHEN COUNT(quantity) = COUNT(*) THEN decimal_sum(quantity) END"
 MANY = f"""
-    SELECT subject_id AS subject, metric, decimal_sum(quantity) AS value, COUNT(*) AS events
+    SELECT subject_id AS subject, metric, COUNT(*) AS events,
+        {EXACT_SUM} AS value
     FROM usage WHERE subject_id IN :subjects AND metric IN :metrics AND {WINDOW}
     GROUP BY subject_id, metric"""
 ONE = f"""
@@ -43,11 +47,24 @@ class TestManyAtOnce(UsageSourceContract):
 
     aggregations = frozenset({Aggregation.SUM})
     knows_metrics = False
+    filters = False
 
     def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
         """Store ISO text and sum with the function that the source registers."""
         url = store(tmp_path / "usage.db", rows_of(events, datetime.isoformat))
         return SqlSource(url=url, **QUERY)
+
+
+class TestMetricsAreStated(TestManyAtOnce):
+    """With a statement that selects the metrics, a misspelt one is told from an unused one."""
+
+    knows_metrics = True
+
+    def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
+        """Ask the table itself which metrics there are."""
+        url = store(tmp_path / "usage.db", rows_of(events, datetime.isoformat))
+        metrics = "SELECT DISTINCT metric FROM usage WHERE metric IN (:metrics)"
+        return SqlSource(url=url, **{**QUERY, "known_metrics_query": metrics})
 
 
 class TestListsInParentheses(TestManyAtOnce):
@@ -68,11 +85,62 @@ class TestOneByOne(UsageSourceContract):
 
     aggregations = frozenset({Aggregation.COUNT})
     knows_metrics = False
+    filters = False
 
     def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
         """Store ISO text and count it charge by charge."""
         url = store(tmp_path / "usage.db", rows_of(events, datetime.isoformat))
         return SqlSource(url=url, **{**QUERY, "query": ONE})
+
+
+CATALOGUE = "SELECT 'calls' UNION SELECT 'text_message'"
+
+
+def test_a_metric_that_the_statement_does_not_name_is_refused(open_source: Open) -> None:
+    """The error says statement and nearest metric; what has usage or is named is counted."""
+    stated = {**QUERY, "known_metrics_query": CATALOGUE}
+    source = open_source([row(MAY_2), ("S-1", "unlisted", MAY_2, 2, "")], **stated)
+    assert ask(source, Aggregation.SUM) == 1
+    assert ask(source, Aggregation.SUM, metric="text_message") == 0
+    assert ask(source, Aggregation.SUM, metric="text_message", subject="nobody") is None
+    assert ask(source, Aggregation.SUM, metric="unlisted") == 2
+    for subject in ("S-1", "nobody"):
+        with pytest.raises(SourceInvalid) as caught:
+            ask(source, Aggregation.SUM, metric="text_mesage", subject=subject)
+        told = "known_metrics_query does not name the metric 'text_mesage', so its count is unknown"
+        assert told in str(caught.value)
+        assert "nearest: 'text_message'" in str(caught.value)
+
+
+def test_a_component_is_looked_for_where_the_statement_counts_components(open_source: Open) -> None:
+    """A statement of :component asks whether the component is known, not the metric."""
+    source = open_source([row(MAY_2)], **{**QUERY, "query": ONE, "known_metrics_query": CATALOGUE})
+    asked = query(metric="whatever", period=JUNE)
+    known = source.count([dataclasses.replace(asked, component="calls")])[0]
+    assert known.value == 0
+    with pytest.raises(SourceInvalid, match="does not name the metric 'cals'"):
+        source.count([dataclasses.replace(asked, component="cals")])
+
+
+def test_a_tables_metrics_may_be_stated_by_a_statement(open_source: Open) -> None:
+    """A metric that is in no row of the table, but that the statement names, is 0."""
+    source = open_source([row(MAY_2)], known_metrics_query=CATALOGUE)
+    assert ask(source, metric="text_message") == 0
+    with pytest.raises(SourceInvalid, match="nobody ever used the metric 'text_mesage'"):
+        ask(source, metric="text_mesage")
+
+
+def test_a_statement_of_metrics_that_is_wrong_is_found_by_the_check(open_source: Open) -> None:
+    """The check runs it, before the first invoice does."""
+    with pytest.raises(SourceInvalid, match="no such table: catalogue"):
+        open_source([row(MAY_2)], known_metrics_query="SELECT name FROM catalogue").check()
+
+
+def test_a_statement_refuses_filters_in_words(open_source: Open) -> None:
+    """A statement cannot be narrowed from outside, and the error says where to do it."""
+    told = r"query cannot filter by 'region': write the condition into the query, or count from a"
+    with pytest.raises(SourceInvalid, match=told):
+        ask(open_source([row(MAY_2)], **QUERY), Aggregation.SUM, filters=(("region", "eu"),))
 
 
 @pytest.mark.parametrize("text", [MANY, ONE])
@@ -107,7 +175,7 @@ def test_an_answer_that_is_no_count_is_refused(
     open_source: Open, value: str, complaint: str
 ) -> None:
     """A null, a float, a text, and a column or row too many are errors, never numbers."""
-    text = MANY.replace("decimal_sum(quantity)", value)
+    text = MANY.replace(EXACT_SUM, value)
     if complaint == "two rows":
         text += " UNION ALL SELECT 'S-1', 'calls', 1, 2, 3, 4"
     source = open_source([row(MAY_2)], **{**QUERY, "query": text})
@@ -157,6 +225,12 @@ def test_one_statement_cannot_tell_two_aggregations_apart(open_source: Open) -> 
         ({"metric_column": None, "known_metrics": ["calls"]}, "known_metrics belongs to a table"),
         ({"known_metrics": "calls"}, "known_metrics"),
         ({"known_subjects_query": "SELECT 1"}, "must use :subjects"),
+        ({"known_metrics_query": "SELECT :subjects"}, "known_metrics_query may use :metrics and"),
+        ({"known_metrics_query": "SELECT 1", "metric_column": None}, "needs a table with metric_"),
+        (
+            {**QUERY, "query": "SELECT :start, :end, :subject", "known_metrics_query": "SELECT 1"},
+            "or a query that uses :metric, :metrics, :component or :components",
+        ),
         ({"watermark_query": "SELECT :now"}, "must not use parameters"),
         ({"watermark_query": "SELECT 1", "watermark_lag_seconds": 1}, "not both"),
         ({"watermark_lag_seconds": -1}, "watermark_lag_seconds must be 0 or more"),

@@ -120,6 +120,80 @@ def test_two_metrics_need_a_metric_column(open_source: Open) -> None:
         source.count([query("1"), query("2", metric="pages")])
 
 
+def test_filters_tell_metrics_apart_too(open_source: Open) -> None:
+    """Without a metric column two metrics may be two filters of the same rows."""
+    rows = [row(MAY_2), row(MAY_2, visitor="bob"), row(MAY_2, visitor="bob")]
+    asked = [
+        query("1", filters=(("visitor", "ann"),)),
+        query("2", metric="pages", filters=(("visitor", "bob"),)),
+    ]
+    tallies = open_source(rows, metric_column=None).count(asked)
+    assert [tally.value for tally in tallies] == [1, 2]
+    assert [tally.evidence.parameters["filter_0"] for tally in tallies] == ["ann", "bob"]
+
+
+def test_a_row_that_is_filtered_out_needs_no_quantity(open_source: Open) -> None:
+    """Only what counts must have a quantity; one that is NULL is refused where it counts."""
+    source = open_source([row(MAY_2), row(MAY_2, None, "bob")])
+    assert ask(source, Aggregation.SUM, filters=(("visitor", "ann"),)) == 1
+    with pytest.raises(SourceInvalid, match="quantity is NULL in 1 of 1 rows of subject 'S-1'"):
+        ask(source, Aggregation.SUM, filters=(("visitor", "bob"),))
+
+
+TIERS = [
+    # how the column is declared, what is stored, the filter's value, and what is counted
+    ("TEXT", "eu", "eu", 1),
+    ("TEXT", "eu", "EU", 0),
+    ("TEXT COLLATE NOCASE", "eu", "EU", 0),
+    ("TEXT", None, "None", 0),
+    ("INTEGER", 7, "7", 1),
+    ("INTEGER", 7, "8", 0),
+    ("REAL", 1.5, "1.5", 1),
+    ("NUMERIC", 1, "1.0", 1),
+    ("", 7, "7", 1),
+    ("", "7", "7", 1),
+    ("BOOLEAN", 1, "true", 1),
+    ("BOOLEAN", 1, "0", 0),
+    ("BOOLEAN", 1, "yes", "tier is BOOLEAN, which is never 'yes'"),
+]
+
+
+@pytest.mark.parametrize(("declared", "stored", "value", "number"), TIERS)
+def test_a_filter_is_compared_as_its_column_is(
+    open_source: Open, declared: str, stored: object, value: str, number: int | str
+) -> None:
+    """Numbers filter as numbers, truth values as such, and texts letter by letter."""
+    columns = f"subject_id, metric, created_at, quantity, visitor, tier {declared}"
+    source = open_source([(*row(MAY_2), stored)], columns=columns)
+    filters = (("tier", value),)
+    if isinstance(number, int):
+        assert ask(source, filters=filters) == number
+        assert ask(source, Aggregation.LAST) == 1
+    else:
+        with pytest.raises(SourceInvalid, match=number):
+            ask(source, filters=filters)
+
+
+def test_a_filter_that_is_refused_says_what_to_mend(open_source: Open) -> None:
+    """The error names the table, the column and where the filter stands."""
+    told = r"table usage: there is no column 'regio' to filter by; correct filters under components"
+    with pytest.raises(SourceInvalid, match=told):
+        ask(open_source([row(MAY_2)]), filters=(("regio", "eu"),))
+
+
+@pytest.mark.parametrize("declared", ["INTEGER", "REAL", "NUMERIC", "BIGINT"])
+def test_a_number_that_is_written_otherwise_is_another_subject(
+    open_source: Open, declared: str
+) -> None:
+    """SQLite takes 01 for 1 in a column of numbers; nobody is billed for whom it is not."""
+    columns = f"subject_id {declared}, metric, created_at, quantity, visitor"
+    source = open_source([(1, "calls", MAY_2, 1, "ann")], columns=columns)
+    for name in ("01", "1.0", " 1", "1e0", "+1"):
+        assert ask(source, subject=name) is None, name
+        assert ask(source, subject=name, period=JUNE) is None, name
+    assert ask(source, subject="1") == (None if declared == "REAL" else 1)
+
+
 @pytest.mark.parametrize(
     ("how", "setting"),
     [(Aggregation.SUM, "quantity_column"), (Aggregation.UNIQUE, "unique_column")],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -101,7 +101,7 @@ class CsvSource:
     def _gather(self, file: IO[str], gatherings: list[_Gathering]) -> _Seen:
         """Give every row to the queries that ask for it; return which names have any."""
         rows = _rows(file, self.path, self.delimiter)
-        place = self._header(rows)
+        place = self._header(rows, {name for each in gatherings for name, _ in each.query.filters})
         wanted: dict[tuple[str, str], list[_Gathering]] = {}
         for each in gatherings:
             metric = each.query.metric if self.metric_column else ""
@@ -130,7 +130,7 @@ class CsvSource:
     def _add(self, line: int, row: dict[str, str], asking: list[_Gathering]) -> None:
         at = self._read(line, self.time_column, row, self._microseconds)
         for each in asking:
-            if not each.start <= at < each.end:
+            if not each.start <= at < each.end or not each.is_passed_by(row):
                 continue
             column = self._valued_column(each.query.aggregation)
             reader = _present if column == self.unique_column else exact_quantity
@@ -155,18 +155,20 @@ class CsvSource:
             return epoch_microseconds(text, self.time_format)
         return iso_microseconds(text, self.naive_times)
 
-    def _header(self, rows: Iterator[tuple[int, list[str]]]) -> dict[str, int]:
-        """Read the first row; return where each column of the settings stands."""
+    def _header(
+        self, rows: Iterator[tuple[int, list[str]]], filters: Collection[str] = ()
+    ) -> dict[str, int]:
+        """Read the first row; return where each column of the settings and filters stands."""
         _, header = next(rows, (0, []))
         if not header:
             raise SourceInvalid(f"csv {self.path} is empty; its first line must name the columns")
-        for name in self._columns():
+        names = dict.fromkeys([*self._columns(), *sorted(filters)])
+        for name in names:
             if header.count(name) != 1:
                 has = "has no column" if name not in header else "has more than one column"
-                raise SourceInvalid(
-                    f"csv {self.path} line 1 {has} {name}; it has {', '.join(header)[:300]}"
-                )
-        return {name: header.index(name) for name in self._columns()}
+                told = f"csv {self.path} line 1 {has} {name or shown(name)}"
+                raise SourceInvalid(f"{told}; it has {', '.join(header)[:300]}")
+        return {name: header.index(name) for name in names}
 
     def _columns(self) -> list[str]:
         names = (self.metric_column, self.quantity_column, self.unique_column)
@@ -179,12 +181,18 @@ class CsvSource:
 
     def _check_columns(self, queries: Sequence[UsageQuery]) -> None:
         for aggregation in {query.aggregation for query in queries}:
-            same = [query for query in queries if query.aggregation is aggregation]
-            if self.metric_column is None and (fault := no_metrics_apart("the file", same)):
-                raise SourceInvalid(f"csv {self.path}: {fault}; set metric_column")
+            if self.metric_column is None:
+                self._check_apart([each for each in queries if each.aggregation is aggregation])
             if aggregation is not Aggregation.COUNT and not self._valued_column(aggregation):
                 setting = "quantity" if aggregation in _OF_QUANTITY else "unique"
                 raise SourceInvalid(f"csv {self.path}: {aggregation} needs {setting}_column")
+
+    def _check_apart(self, queries: Sequence[UsageQuery]) -> None:
+        """Refuse to give charges that ask for different metrics one and the same number."""
+        for filters in {query.filters for query in queries}:
+            same = [query for query in queries if query.filters == filters]
+            if fault := no_metrics_apart("the file", same):
+                raise SourceInvalid(f"csv {self.path}: {fault}; set metric_column")
 
     def _watermark(self, file: os.stat_result) -> datetime | None:
         lag = self.watermark_lag_seconds
@@ -200,12 +208,13 @@ class CsvSource:
             value, events = self._value(gathering), gathering.events
         evidence = Evidence(
             source=f"csv {self.path}",
-            query=self._question(query.aggregation),
+            query=self._question(query),
             parameters={
                 "subject": query.subject,
                 "metric": query.metric,
                 "start": utc_text(query.period.start),
                 "end": utc_text(query.period.end),
+                **({"filters": dict(query.filters)} if query.filters else {}),
                 "file_bytes": file.st_size,
                 "file_modified_at": utc_text(_modified_at(file)),
             },
@@ -225,11 +234,12 @@ class CsvSource:
                 f" in {query.period}: {error}"
             ) from None
 
-    def _question(self, aggregation: Aggregation) -> str:
-        column = self._valued_column(aggregation) or "rows"
+    def _question(self, query: UsageQuery) -> str:
+        column = self._valued_column(query.aggregation) or "rows"
         metric = f" and {self.metric_column} = :metric" if self.metric_column else ""
         where = f"{self.subject_column} = :subject{metric} and :start <= {self.time_column} < :end"
-        return f"{aggregation} of {column} where {where}"
+        filters = " and each column in :filters has its value" if query.filters else ""
+        return f"{query.aggregation} of {column} where {where}{filters}"
 
 
 class _Seen:
@@ -260,6 +270,10 @@ class _Gathering:
     def __post_init__(self) -> None:
         self.start = microseconds(self.query.period.start)
         self.end = microseconds(self.query.period.end)
+
+    def is_passed_by(self, row: dict[str, str]) -> bool:
+        """Tell whether the row has the values that the query filters by."""
+        return all(row[column] == value for column, value in self.query.filters)
 
     def add(self, at: int, value: Any) -> None:
         """Take one event of the period in."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,21 +11,21 @@ from sqlalchemy import exc as sa_exc
 
 from usage_sources.reading import (
     exact_quantity,
-    nearest,
     never_used,
     no_metrics_apart,
     shown,
 )
-from usage_sources.sql_database import Answer, Database, StoredValueInvalid, grouped
-from usage_sources.sql_statements import (
+from usage_sources.sql.database import Answer, Database, StoredValueInvalid, grouped
+from usage_sources.sql.evidence import notes_on_table, told
+from usage_sources.sql.keys import Key
+from usage_sources.sql.names import MetricsReader
+from usage_sources.sql.schema import checked, column_types
+from usage_sources.sql.statements import (
     Columns,
-    Key,
     TableStatements,
     falls_between,
-    statement_text,
-    time_bounds,
 )
-from worker.domain import Aggregation, Period, UsageQuery, utc_text
+from worker.domain import Aggregation, UsageQuery, utc_text
 from worker.errors import SourceInvalid
 
 _OF_QUANTITY = (Aggregation.SUM, Aggregation.MAX, Aggregation.LAST)
@@ -37,13 +36,18 @@ class TableReader:
     """Answers queries from one table, whose columns are looked up once."""
 
     def __init__(
-        self, database: Database, columns: Columns, known_metrics: Iterable[str] = ()
+        self,
+        database: Database,
+        columns: Columns,
+        known_metrics: Iterable[str] = (),
+        stated: MetricsReader | None = None,
     ) -> None:
         self._database = database
         self._columns = columns
         self._found: TableStatements | None = None
         self._whole_units_only = False
         self._metrics = set(known_metrics)  # that exist: stated, or once seen
+        self._stated = stated
         self.place = f"{database.place} table {columns.table}"
 
     def answers(self, connection: sa.Connection, queries: Sequence[UsageQuery]) -> list[Answer]:
@@ -51,11 +55,11 @@ class TableReader:
         self._check_apart(queries)
         statements = self._statements(connection)
         self._check_times(connection, statements, queries)
-        batches = grouped(queries, lambda query: (query.period, query.aggregation))
+        batches = grouped(queries, lambda query: (query.period, query.aggregation, query.filters))
         return [
             answer
-            for (period, aggregation), batch in batches.items()
-            for answer in self._batch(connection, statements, period, aggregation, batch)
+            for batch in batches.values()
+            for answer in self._batch(connection, statements, batch)
         ]
 
     def known(self, connection: sa.Connection, subjects: Iterable[str]) -> frozenset[str]:
@@ -65,9 +69,10 @@ class TableReader:
 
         def has_row(subject: str) -> bool:
             name = statements.subject.bind(subject)
-            return name is not None and bool(
-                self._database.rows(connection, look, {"name": name})[1]
-            )
+            if name is None:
+                return False
+            rows = self._database.rows(connection, look, {"name": name})[1]
+            return [str(row[0]) for row in rows] == [subject]
 
         return frozenset(filter(has_row, subjects))
 
@@ -78,6 +83,9 @@ class TableReader:
             return
         self._metrics |= {each.query.metric for each in answers if each.events}
         doubtful = sorted({each.query.metric for each in answers} - self._metrics)
+        if self._stated is not None:
+            self._metrics |= self._stated.known(connection, set(doubtful))
+            doubtful = [name for name in doubtful if name not in self._metrics]
         self._metrics |= self._used(connection, metric, doubtful)
         if missing := [name for name in doubtful if name not in self._metrics]:
             column, names = self._columns.metric or "", self._names_of(connection, metric)
@@ -110,34 +118,38 @@ class TableReader:
         self,
         connection: sa.Connection,
         statements: TableStatements,
-        period: Period,
-        aggregation: Aggregation,
         queries: list[UsageQuery],
     ) -> list[Answer]:
-        self._check_columns(aggregation)
-        statement = statements.count(aggregation)
-        bound = {
-            **_names(statements, queries),
-            **time_bounds(self._columns.time_format, self._columns.naive_times, period),
-        }
-        rows = self._rows(connection, statements, statement, bound)
-        found = {_key_of(row): row for row in rows}
-        text = statement_text(statement, connection.dialect)
-        told = {
-            **{name: _json_ready(value) for name, value in bound.items()},
-            "start_at": utc_text(period.start),
-            "end_at": utc_text(period.end),
-        }
-        return [self._answer(query, found.get(self._key(query)), text, told) for query in queries]
+        """Answer queries that differ in nothing but their subjects and metrics."""
+        period, filters = queries[0].period, queries[0].filters
+        how = (queries[0].aggregation, filters)
+        self._check_columns(queries[0].aggregation)
+        try:
+            values, statement = statements.filter_values(filters), statements.count(*how)
+        except ValueError as error:
+            told_of = "correct filters under components"
+            raise SourceInvalid(f"{self.place}: {error}; {told_of}") from None
+        names = {**_names(statements, queries), **values}
+        bound = {**names, **statements.bounds(period)}
+        rows = {_key_of(row): row for row in self._rows(connection, statements, statement, bound)}
+        plain = statements.in_plain_sql()
+        bound = {**names, **plain.bounds(period)}
+        text, parameters = told(plain.count(*how), connection.dialect, bound)
+        parameters |= {"start_at": utc_text(period.start), "end_at": utc_text(period.end)}
+        none = Answer(query=queries[0], value=None, events=None, text=text, parameters=parameters)
+        return [
+            self._answer(replace(none, query=query), rows.get(self._key(query)))
+            for query in queries
+        ]
 
     def _key(self, query: UsageQuery) -> tuple[str, ...]:
         return (query.subject, query.metric) if self._columns.metric else (query.subject,)
 
-    def _answer(
-        self, query: UsageQuery, row: sa.Row[Any] | None, text: str, told: dict[str, Any]
-    ) -> Answer:
+    def _answer(self, none: Answer, row: sa.Row[Any] | None) -> Answer:
+        """Read a row as the answer to the query that has none yet."""
+        query = none.query
         if row is None:
-            return Answer(query=query, value=None, events=None, text=text, parameters=told)
+            return none
         column = self._valued_column(query.aggregation)
         of = f"of subject {shown(query.subject)}"
         if row.present != row.events:
@@ -157,7 +169,9 @@ class TableReader:
                 f"{self.place}: the last {column} {of} in {query.period} is ambiguous:"
                 f" {least} and {value} have the same time"
             )
-        return Answer(query=query, value=value, events=int(row.events), text=text, parameters=told)
+        unread = row.events - getattr(row, "readable", row.events)
+        notes = notes_on_table(self._database.dialect_name, query.aggregation, unread)
+        return replace(none, value=value, events=int(row.events), notes=notes)
 
     def _rows(
         self,
@@ -201,7 +215,7 @@ class TableReader:
         """Refuse to give charges that ask for different metrics one and the same number."""
         if self._columns.metric is not None:
             return
-        for same in grouped(queries, lambda query: query.aggregation).values():
+        for same in grouped(queries, lambda query: (query.aggregation, query.filters)).values():
             if fault := no_metrics_apart(self.place, same):
                 raise SourceInvalid(f"{fault}; set metric_column")
 
@@ -241,53 +255,11 @@ class TableReader:
 
     def _statements(self, connection: sa.Connection) -> TableStatements:
         if self._found is None:
-            types = self._types(connection)
-            self._check_types(types)
+            types = column_types(connection, self._database, self._columns)
+            self._columns = checked(self._columns, types, self._database)
+            self._whole_units_only = isinstance(types[self._columns.time], sa.Integer)
             self._found = TableStatements(self._columns, self._database.dialect_name, types)
         return self._found
-
-    def _types(self, connection: sa.Connection) -> dict[str, sa.types.TypeEngine[Any]]:
-        inspector = sa.inspect(connection)
-        schema, _, table = self._columns.table.rpartition(".")
-        try:
-            columns = inspector.get_columns(table, schema=schema or None)
-        except sa_exc.NoSuchTableError:
-            tables = inspector.get_table_names(schema or None)
-            views = inspector.get_view_names(schema or None)
-            raise SourceInvalid(
-                f"{self._database.place}: there is no table {self._columns.table}"
-                f"{_nearest(table, [*tables, *views])}"
-            ) from None
-        types = {column["name"]: column["type"] for column in columns}
-        for name in self._columns.named():
-            if name not in types:
-                raise SourceInvalid(
-                    f"{self.place} has no column {name}{_nearest(name, list(types))}"
-                )
-        return types
-
-    def _check_types(self, types: dict[str, sa.types.TypeEngine[Any]]) -> None:
-        kind = types[self._columns.time]
-        time = f"{self.place}: {self._columns.time} is {kind}"
-        self._whole_units_only = isinstance(kind, sa.Integer)
-        if self._columns.time_format.startswith("epoch_") and isinstance(kind, sa.String):
-            raise SourceInvalid(f"{time}, which does not compare as numbers; use a numeric column")
-        if self._columns.time_format == "native":
-            self._check_native(kind, time)
-        quantity = types.get(self._columns.quantity or "")
-        inexact = isinstance(quantity, (sa.Float, sa.String))
-        if inexact and self._database.dialect_name not in ("sqlite", "postgresql"):
-            raise SourceInvalid(
-                f"{self.place}: {self._columns.quantity} is {quantity}, which this database does"
-                " not add exactly; store it as DECIMAL, or write a query that casts it"
-            )
-
-    def _check_native(self, kind: sa.types.TypeEngine[Any], time: str) -> None:
-        if not isinstance(kind, sa.DateTime):
-            raise SourceInvalid(f"{time}, not a timestamp; set another time_format")
-        if not kind.timezone and self._columns.naive_times == "reject":
-            raise SourceInvalid(f'{time} and has no zone; if it is UTC, set naive_times = "utc"')
-        self._columns = replace(self._columns, naive_times="reject" if kind.timezone else "utc")
 
 
 def _names(statements: TableStatements, queries: Sequence[UsageQuery]) -> dict[str, list[Any]]:
@@ -300,12 +272,3 @@ def _names(statements: TableStatements, queries: Sequence[UsageQuery]) -> dict[s
 def _key_of(row: sa.Row[Any]) -> tuple[str, ...]:
     metric = getattr(row, "metric", None)
     return (str(row.subject),) if metric is None else (str(row.subject), str(metric))
-
-
-def _json_ready(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    near = nearest(name, names)
-    return f"; nearest: {', '.join(near)}" if near else ""

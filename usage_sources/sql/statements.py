@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,13 +17,13 @@ from usage_sources.reading import (
     NaiveTimes,
     TimeFormat,
     microseconds,
+    shown,
 )
+from usage_sources.sql.evidence import plain_microseconds
+from usage_sources.sql.keys import Element, Key, Type, exact, filter_of, key_of
 from worker.domain import Aggregation, Period
 
-# A collation that tells every two different texts apart; other databases do so by themselves.
-_BINARY = {"sqlite": "BINARY", "mysql": "utf8mb4_bin", "mariadb": "utf8mb4_bin"}
-
-Element = sa.ColumnElement[Any]
+Filters = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,30 +45,6 @@ class Columns:
         return [name for name in names if name is not None]
 
 
-@dataclass(frozen=True)
-class Key:
-    """A column that is matched against names: how it is compared, and how a name is bound."""
-
-    column: Element
-    exact: Element  # groups no two different names
-    type: sa.types.TypeEngine[Any]
-    bind: Callable[[str], Any]  # None: no row can have this name
-
-    def is_one_of(self, parameter: str) -> Element:
-        """Compare with a list that is bound later."""
-        return self.column.in_(sa.bindparam(parameter, expanding=True, type_=self.type))
-
-    def is_exactly(self, parameter: str) -> Element:
-        """Compare with one name that is bound later, through an index and telling case apart."""
-        name = sa.bindparam(parameter, type_=self.type)
-        same = self.column == name
-        return same if self.exact is self.column else sa.and_(same, self.exact == name)
-
-    def values(self, names: list[str]) -> list[Any]:
-        """Bind the names that the column's type can hold."""
-        return [value for name in names if (value := self.bind(name)) is not None]
-
-
 def time_bounds(time_format: TimeFormat, naive_times: NaiveTimes, period: Period) -> dict[str, Any]:
     """Return `start` and `end` as they are compared with a time in this format."""
     return {
@@ -88,7 +62,7 @@ def time_bound(time_format: TimeFormat, naive_times: NaiveTimes, moment: datetim
     return -(-microseconds(moment) // EPOCH_UNITS[time_format])
 
 
-def time_type(time_format: TimeFormat, naive_times: NaiveTimes) -> sa.types.TypeEngine[Any]:
+def time_type(time_format: TimeFormat, naive_times: NaiveTimes) -> Type:
     """Return the type that a bound is sent as."""
     if time_format == "iso":
         return sa.String()
@@ -107,35 +81,65 @@ class TableStatements:
     """Builds the statements for one table, from its columns' types in this database."""
 
     def __init__(
-        self, columns: Columns, dialect_name: str, types: Mapping[str, sa.types.TypeEngine[Any]]
+        self,
+        columns: Columns,
+        dialect_name: str,
+        types: Mapping[str, Type],
+        *,
+        plain: bool = False,
     ) -> None:
         self._columns = columns
+        self._iso = columns.time_format == "iso"
         self._sqlite = dialect_name == "sqlite"
+        self._plain = plain  # without the functions that SqliteSession adds
         self._dialect_name = dialect_name
         self._types = types
         schema, _, name = columns.table.rpartition(".")
         self._table = sa.table(
             name,
-            *(sa.column(each) for each in dict.fromkeys(columns.named())),
+            *(sa.column(each) for each in types),
             schema=schema or None,
         )
         self.subject = self._key(columns.subject)
         self.metric = self._key(columns.metric) if columns.metric else None
 
-    def count(self, aggregation: Aggregation) -> sa.Select[Any]:
+    def count(self, aggregation: Aggregation, filters: Filters = ()) -> sa.Select[Any]:
         """Select every group's value, its number of events and how many of them had a value."""
+        counted = [*self._asked(), self._in_window(), *self._passing(filters)]
         if aggregation is Aggregation.LAST:
-            return self._last()
+            return self._last(counted)
         value, present = self._value(aggregation)
+        events = sa.func.count().label("events")
         return (
-            sa.select(*self._keys(), sa.func.count().label("events"), present, value)
-            .where(*self._asked(), self._in_window())
+            sa.select(*self._keys(), events, present, *self._readable(self._time()), value)
+            .where(*counted)
             .group_by(*(key.exact for key in self._key_columns()))
         )
 
+    def in_plain_sql(self) -> TableStatements:
+        """Return statements that count the same where nobody added functions to the database."""
+        return TableStatements(self._columns, self._dialect_name, self._types, plain=True)
+
+    def bounds(self, period: Period) -> dict[str, Any]:
+        """Return the `start` and `end` that `count` binds."""
+        if self._iso and self._plain:
+            return {"start": microseconds(period.start), "end": microseconds(period.end)}
+        return time_bounds(self._columns.time_format, self._columns.naive_times, period)
+
+    def filter_values(self, filters: Filters) -> dict[str, Any]:
+        """Return what `count` binds for its filters; raise ValueError for one that cannot be."""
+        bound = {}
+        for number, (column, value) in enumerate(filters):
+            key = self._filter(column)
+            bound[f"filter_{number}"] = key.bind(value)
+            if bound[f"filter_{number}"] is None:
+                kind = self._types[column]
+                raise ValueError(f"{column} is {kind}, which is never {shown(value)}")
+        return bound
+
     def known(self) -> sa.Select[Any]:
-        """Select a row if there is any of the subject, at any time."""
-        return sa.select(sa.literal_column("1")).where(self.subject.is_exactly("name")).limit(1)
+        """Select the subject as it is stored, from any row of it, at any time."""
+        return sa.select(self.subject.exact).where(self.subject.is_exactly("name")).limit(1)
 
     @staticmethod
     def used(metric: Key, number: int) -> sa.Select[Any]:
@@ -184,15 +188,20 @@ class TableStatements:
             .limit(1)
         )
 
-    def _last(self) -> sa.Select[Any]:
+    def _last(self, counted: Sequence[Element]) -> sa.Select[Any]:
         """Rank the window's events from the latest; two different values there are ambiguous."""
         quantity = self._quantity()
         place = sa.func.rank().over(
             partition_by=[key.exact for key in self._key_columns()], order_by=self._instant().desc()
         )
         ranked = (
-            sa.select(*self._keys(), quantity.label("quantity"), place.label("place"))
-            .where(*self._asked(), self._in_window())
+            sa.select(
+                *self._keys(),
+                self._time().label("time"),
+                quantity.label("quantity"),
+                place.label("place"),
+            )
+            .where(*counted)
             .subquery("ranked")
         )
         latest = sa.case((ranked.c.place == sa.literal_column("1"), ranked.c.quantity))
@@ -201,6 +210,7 @@ class TableStatements:
             *keys,
             sa.func.count().label("events"),
             sa.func.count(ranked.c.quantity).label("present"),
+            *self._readable(ranked.c.time),
             self._largest(latest).label("value"),
             self._smallest(latest).label("least"),
         ).group_by(*keys)
@@ -216,14 +226,23 @@ class TableStatements:
         value = self._total(quantity) if aggregation is Aggregation.SUM else self._largest(quantity)
         return value.label("value"), sa.func.count(quantity).label("present")
 
+    def _readable(self, time: Element) -> list[Element]:
+        """Count the events whose time the plain statement can read, where it reads texts."""
+        if self._plain or not self._iso:
+            return []
+        return [sa.func.count(plain_microseconds(time)).label("readable")]
+
     def _total(self, quantity: Element) -> Element:
-        return sa.func.decimal_sum(quantity) if self._sqlite else sa.func.sum(quantity)
+        exactly = self._sqlite and not self._plain
+        return sa.func.decimal_sum(quantity) if exactly else sa.func.sum(quantity)
 
     def _largest(self, quantity: Element) -> Element:
-        return sa.func.decimal_max(quantity) if self._sqlite else sa.func.max(quantity)
+        exactly = self._sqlite and not self._plain
+        return sa.func.decimal_max(quantity) if exactly else sa.func.max(quantity)
 
     def _smallest(self, quantity: Element) -> Element:
-        return sa.func.decimal_min(quantity) if self._sqlite else sa.func.min(quantity)
+        exactly = self._sqlite and not self._plain
+        return sa.func.decimal_min(quantity) if exactly else sa.func.min(quantity)
 
     def _quantity(self) -> Element:
         """Give the quantity as an exact number: elsewhere than on PostgreSQL it must be one.
@@ -232,6 +251,8 @@ class TableStatements:
         """
         name = self._columns.quantity or ""
         column: Element = self._table.c[name]
+        if self._sqlite and self._plain:
+            return column + sa.literal_column("0")  # a text compares as a number, too
         if self._dialect_name != "postgresql":
             return column
         if isinstance(self._types[name], sa.Float):
@@ -243,25 +264,44 @@ class TableStatements:
 
     def _instant(self) -> Element:
         """Give the time as something whose order is the order of the moments."""
-        iso = self._columns.time_format == "iso"
-        return sa.func.iso_microseconds(self._time()) if iso else self._time()
+        if not self._iso:
+            return self._time()
+        read = plain_microseconds if self._plain else sa.func.iso_microseconds
+        return read(self._time())
 
     def _in_window(self) -> Element:
         start, end = self._bound("start"), self._bound("end")
-        if self._columns.time_format != "iso":
+        if not self._iso:
             return sa.and_(self._time() >= start, self._time() < end)
+        if not self._plain:
+            start, end = sa.func.iso_microseconds(start), sa.func.iso_microseconds(end)
         # Whole microseconds: up to end - 1 is before end. BETWEEN reads each text once, not twice.
-        start, end = sa.func.iso_microseconds(start), sa.func.iso_microseconds(end)
-        return self._instant().between(start, end - sa.literal_column("1"))
+        return self._instant().between(start, end - sa.literal_column("1", sa.BigInteger()))
 
     def _bound(self, name: str) -> Element:
-        return sa.bindparam(
-            name, type_=time_type(self._columns.time_format, self._columns.naive_times)
-        )
+        if self._iso and self._plain:
+            return sa.bindparam(name, type_=sa.BigInteger())
+        kind = time_type(self._columns.time_format, self._columns.naive_times)
+        return sa.bindparam(name, type_=kind)
 
     def _asked(self) -> list[Element]:
         asked = [self.subject.is_one_of("subjects")]
         return asked if self.metric is None else [*asked, self.metric.is_one_of("metrics")]
+
+    def _passing(self, filters: Filters) -> list[Element]:
+        return [
+            self._filter(column).is_exactly(f"filter_{number}")
+            for number, (column, _) in enumerate(filters)
+        ]
+
+    def _filter(self, name: str) -> Key:
+        if name not in self._types:
+            raise ValueError(f"there is no column {shown(name)} to filter by")
+        kind = self._types[name]
+        key = filter_of(self._table.c[name], kind, self._dialect_name)
+        if key is None:
+            raise ValueError(f"{name} is {kind}, by which nothing is filtered")
+        return key
 
     def _key_columns(self) -> list[Key]:
         return [self.subject] if self.metric is None else [self.subject, self.metric]
@@ -276,40 +316,7 @@ class TableStatements:
         ]
 
     def _exact(self, name: str) -> Element:
-        column: Element = self._table.c[name]
-        text = self._sqlite or isinstance(self._types[name], sa.String)
-        collation = _BINARY.get(self._dialect_name)
-        return column.collate(collation) if collation and text else column
+        return exact(self._table.c[name], self._types[name], self._dialect_name)
 
     def _key(self, name: str) -> Key:
-        column: Element = self._table.c[name]
-        kind = self._types[name]
-        if self._sqlite or (isinstance(kind, sa.String) and not isinstance(kind, sa.Enum)):
-            return Key(column, self._exact(name), sa.String(), str)
-        if isinstance(kind, sa.Integer):
-            return Key(column, column, sa.BigInteger(), _as_integer)
-        if isinstance(kind, sa.Uuid):
-            return Key(column, column, sa.Uuid(as_uuid=False), _as_uuid)
-        text = sa.cast(column, sa.String)
-        return Key(text, text, sa.String(), str)
-
-
-def _as_integer(name: str) -> int | None:
-    """Read a name that is exactly how the integer is written, so that 7 is never 007."""
-    plain = re.fullmatch(r"0|-?[1-9][0-9]{0,17}", name)
-    return int(name) if plain else None
-
-
-def _as_uuid(name: str) -> str | None:
-    try:
-        return name if str(uuid.UUID(name)) == name else None
-    except ValueError:
-        return None
-
-
-def statement_text(statement: sa.Select[Any], dialect: sa.Dialect) -> str:
-    """Write a statement on one line with the names of its parameters, for the evidence."""
-    kind: Any = type(dialect)
-    named = kind(paramstyle="named")
-    text = " ".join(str(statement.compile(dialect=named)).split())
-    return re.sub(r"\(?__\[POSTCOMPILE_(\w+)\]\)?", r"(:\1)", text)
+        return key_of(self._table.c[name], self._types[name], self._dialect_name)

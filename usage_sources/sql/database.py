@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -17,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 
 from usage_sources.reading import NaiveTimes, shown
-from usage_sources.sql_sqlite import Fault, SqliteSession, is_passing
+from usage_sources.sql.sqlite import Fault, SqliteSession, is_passing
 from worker.domain import UsageQuery
 from worker.errors import SourceInvalid, SourceUnavailable
 
@@ -32,8 +33,26 @@ class Answer:
     query: UsageQuery
     value: Decimal | None
     events: int | None
-    text: str  # the statement, with the names of its parameters
-    parameters: dict[str, Any]  # JSON-ready; what was bound to them
+    text: str  # a statement that an outsider can run, with the names of its parameters
+    parameters: dict[str, Any]  # JSON-ready; what to bind to them
+    notes: tuple[str, ...] = ()  # where the statement falls short of what was counted
+
+
+class ServerSession:
+    """One connection to a server, and the time that its count has left."""
+
+    fault: Fault | None = None  # a server tells its faults itself
+
+    def __init__(self) -> None:
+        self._deadline = float("inf")
+
+    def start(self, timeout_seconds: float) -> None:
+        """Give the statements that follow so much time together."""
+        self._deadline = time.monotonic() + timeout_seconds
+
+    def left(self) -> float:
+        """Return how many seconds there are left."""
+        return self._deadline - time.monotonic()
 
 
 def grouped(
@@ -98,9 +117,7 @@ class Database:
             self._look_at_file()
         try:
             with self._engine.connect() as connection:
-                session = connection.info.get(_SESSION)
-                if session is not None:
-                    session.start(self._timeout_seconds)
+                connection.info[_SESSION].start(self._timeout_seconds)
                 yield connection
         except (sa_exc.SQLAlchemyError, UnicodeError) as error:
             raise self._sorted(error) from None
@@ -115,8 +132,8 @@ class Database:
                 raise SourceInvalid(f"{self.place}: the statement is no SELECT: {statement}")
             return tuple(result.keys()), result.all()
         except sa_exc.DBAPIError:
-            session = connection.info.get(_SESSION)
-            if session is None or session.fault is None:
+            session = connection.info[_SESSION]
+            if session.fault is None:
                 raise
             fault, session.fault = session.fault, None
             raise StoredValueInvalid(
@@ -148,24 +165,55 @@ class Database:
             ) from None
         if self.dialect_name == "sqlite":
             self._prepare_sqlite(engine)
+        else:
+            self._prepare(engine)
         return engine
 
     def _connect_args(self) -> dict[str, Any]:
-        seconds = max(1, math.ceil(self._timeout_seconds))
+        seconds, milliseconds = max(1, math.ceil(self._timeout_seconds)), self._milliseconds
         match self._url.get_driver_name():
             case "pysqlite":
                 return {"timeout": self._timeout_seconds}
             case "psycopg" | "psycopg2":
                 given = self._url.query.get("options", "")
                 bounded = (
-                    f"{given} -c statement_timeout={int(self._timeout_seconds * 1000)}"
+                    f"{given} -c statement_timeout={milliseconds}"
                     " -c default_transaction_read_only=on"
                 )
-                return {"connect_timeout": seconds, "options": bounded.strip()}
+                return {
+                    "connect_timeout": seconds,
+                    "tcp_user_timeout": milliseconds,
+                    "options": bounded.strip(),
+                }
             case "pymysql" | "mysqldb":
                 return {"connect_timeout": seconds, "read_timeout": seconds}
             case _:
                 return {}
+
+    @property
+    def _milliseconds(self) -> int:
+        return max(1, math.ceil(self._timeout_seconds * 1000))
+
+    def _prepare(self, engine: sa.Engine) -> None:
+        """Bound all statements of a count together, not each by itself."""
+
+        def connected(dbapi_connection: Any, record: Any) -> None:
+            record.info[_SESSION] = ServerSession()
+            if self.dialect_name in ("mysql", "mariadb"):  # its TIMESTAMP follows the session
+                with closing(dbapi_connection.cursor()) as cursor:
+                    cursor.execute("SET time_zone = '+00:00'")
+
+        def about_to_run(
+            connection: sa.Connection, cursor: Any, *_statement_and_parameters: Any
+        ) -> None:
+            left = connection.info[_SESSION].left()
+            if left <= 0:
+                raise sa_exc.TimeoutError("the statements before took all the time there was")
+            if self.dialect_name == "postgresql":
+                cursor.execute(f"SET LOCAL statement_timeout = {math.ceil(left * 1000)}")
+
+        event.listen(engine, "connect", connected)
+        event.listen(engine, "before_cursor_execute", about_to_run)
 
     def _prepare_sqlite(self, engine: sa.Engine) -> None:
         def connected(dbapi_connection: Any, record: Any) -> None:

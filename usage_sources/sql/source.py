@@ -23,10 +23,11 @@ from usage_sources.reading import (
     shown,
     with_zone,
 )
-from usage_sources.sql_database import Answer, Database, read_url
-from usage_sources.sql_statements import Columns
-from usage_sources.sql_table import TableReader
-from usage_sources.sql_text import SubjectsReader, TextReader, check_query, parameters_of
+from usage_sources.sql.database import Answer, Database, read_url
+from usage_sources.sql.names import MetricsReader, SubjectsReader, parameters_of
+from usage_sources.sql.statements import Columns
+from usage_sources.sql.table import TableReader
+from usage_sources.sql.text import TextReader, check_query, tells_metrics_apart
 from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery
 from worker.errors import SourceInvalid
 
@@ -37,7 +38,11 @@ _COLUMNS = ("subject_column", "time_column", "metric_column", "quantity_column",
 class SqlSource:
     """Counts usage in any database that SQLAlchemy speaks to; each field is a setting.
 
-    Give either `table` with its columns, or `query`.
+    Give either `table` with its columns, or `query`. SQLite and PostgreSQL are tested as they run.
+    MySQL and MariaDB are supported, but only their statements are tested, no server: text columns
+    must be utf8mb4, quantities DECIMAL or whole; times without zone, as all are there, are UTC
+    (naive_times = "utc", also for TIMESTAMP: the session is set to UTC); names that differ only in
+    spaces at their end are one name there.
     """
 
     # SQLAlchemy URL of the database; a SQLite file is opened read-only and never created.
@@ -68,6 +73,9 @@ class SqlSource:
     # A SELECT of those of :subjects that exist; needed with `query`, because count(*) answers 0
     # for anybody. Default with `table`: those that have any row.
     known_subjects_query: str | None = None
+    # A SELECT of the metrics that exist, of all or of those in :metrics; with `query` the only way
+    # to tell a misspelt metric from one that nobody used. Those of a table's rows exist anyway.
+    known_metrics_query: str | None = None
     # A SELECT of the one moment, in `time_format`, up to which everything is in.
     watermark_query: str | None = None
     # Instead of `watermark_query`: everything older than this many seconds is in.
@@ -89,8 +97,7 @@ class SqlSource:
         known = self.known_subjects_query
         if known is not None and parameters_of(known) != {"subjects"}:
             raise ValueError("known_subjects_query must use :subjects and nothing else")
-        if self.known_metrics and self.metric_column is None:
-            raise ValueError("known_metrics belongs to a table with metric_column")
+        self._check_metrics()
         self._check_watermark()
         if not self.timeout_seconds > 0:
             raise ValueError("timeout_seconds must be more than 0")
@@ -117,6 +124,20 @@ class SqlSource:
             )
         check_query(query)
 
+    def _check_metrics(self) -> None:
+        if self.known_metrics and self.metric_column is None:
+            raise ValueError("known_metrics belongs to a table with metric_column")
+        metrics = self.known_metrics_query
+        if metrics is None:
+            return
+        if not parameters_of(metrics) <= {"metrics"}:
+            raise ValueError("known_metrics_query may use :metrics and nothing else")
+        if self.metric_column is None and not tells_metrics_apart(self.query or ""):
+            raise ValueError(
+                "known_metrics_query needs a table with metric_column, or a query that uses"
+                " :metric, :metrics, :component or :components"
+            )
+
     def _check_watermark(self) -> None:
         query, lag = self.watermark_query, self.watermark_lag_seconds
         if query is not None and lag is not None:
@@ -132,8 +153,7 @@ class SqlSource:
         with self._database.reading() as connection:
             watermark = self._watermark(connection, asked_at)
             answers = self._reader.answers(connection, queries)
-            if isinstance(self._reader, TableReader):
-                self._reader.check_metrics(connection, answers)
+            self._reader.check_metrics(connection, answers)
             doubtful = {
                 each.query.subject for each in answers if not each.value and not each.events
             }
@@ -149,7 +169,7 @@ class SqlSource:
 
     def check(self) -> None:
         """Ask for nobody's usage, so that every statement runs once."""
-        now = self.now()
+        now = self.now().replace(microsecond=0)  # an edge in any unit
         nobody = UsageQuery(
             charge_id="",
             subject="",
@@ -161,6 +181,8 @@ class SqlSource:
         with self._database.reading() as connection:
             self._watermark(connection, now)
             self._reader.answers(connection, [nobody])
+            if self._metrics is not None:
+                self._metrics.known(connection, {""})
             self._known(connection, {""})
 
     @staticmethod
@@ -179,7 +201,8 @@ class SqlSource:
     @cached_property
     def _reader(self) -> TableReader | TextReader:
         if self.query is not None:
-            return TextReader(self._database, self.query, self.time_format, self.naive_times)
+            times = (self.time_format, self.naive_times)
+            return TextReader(self._database, self.query, times, self._metrics)
         columns = Columns(
             table=self.table or "",
             subject=self.subject_column or "",
@@ -190,7 +213,12 @@ class SqlSource:
             time_format=self.time_format,
             naive_times=self.naive_times,
         )
-        return TableReader(self._database, columns, self.known_metrics)
+        return TableReader(self._database, columns, self.known_metrics, self._metrics)
+
+    @cached_property
+    def _metrics(self) -> MetricsReader | None:
+        query = self.known_metrics_query
+        return None if query is None else MetricsReader(self._database, query)
 
     @cached_property
     def _subjects(self) -> TableReader | SubjectsReader:
@@ -220,6 +248,7 @@ class SqlSource:
             asked_at=asked_at,
             digest=digest(query, value, events),
             watermark=watermark,
+            notes=answer.notes,
         )
         return Tally(query=query, value=value, events=events, evidence=evidence)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,25 +15,17 @@ from usage_sources.reading import (
     no_metrics_apart,
     shown,
 )
-from usage_sources.sql_database import Answer, Database, grouped
-from usage_sources.sql_statements import time_bounds, time_type
+from usage_sources.sql.database import Answer, Database, grouped
+from usage_sources.sql.evidence import notes_on_text, told
+from usage_sources.sql.names import MetricsReader, parameters_of, statement_of
+from usage_sources.sql.statements import time_bounds, time_type
 from worker.domain import UsageQuery, utc_text
 from worker.errors import SourceInvalid
 
 _PLURALS = {"subjects": "subject", "metrics": "metric", "components": "component"}
 _SINGULARS = {singular: plural for plural, singular in _PLURALS.items()}
-_PARENTHESES = re.compile(rf"\(\s*(:(?:{'|'.join(_PLURALS)}))\s*\)")
+_METRICS = {"metric", "metrics", "component", "components"}
 _ALLOWED = {"start", "end", *_PLURALS, *_SINGULARS}
-
-
-def statement_of(text: str) -> sa.TextClause:
-    """Read a statement; a list may stand in parentheses, as in plain SQL, or without."""
-    return sa.text(_PARENTHESES.sub(r"\1", text))
-
-
-def parameters_of(text: str) -> set[str]:
-    """Return the names of a statement's parameters."""
-    return set(sa.text(text).compile().params)
 
 
 def check_query(text: str) -> None:
@@ -49,30 +40,38 @@ def check_query(text: str) -> None:
         raise ValueError(f"query does not use :{' and :'.join(sorted(missing, reverse=True))}")
     if len(names & {"subject", "subjects"}) != 1:
         raise ValueError("query must use either :subject or :subjects")
-    if len(names & {"metric", "metrics", "component", "components"}) > 1:
+    if len(names & _METRICS) > 1:
         raise ValueError("query may use only one of :metric, :metrics, :component, :components")
+
+
+def tells_metrics_apart(text: str) -> bool:
+    """Tell whether the statement is told which metric to count."""
+    return bool(parameters_of(text) & _METRICS)
 
 
 class TextReader:
     """Answers queries from the rows of one statement: `value`, `events` and whose they are."""
 
     def __init__(
-        self, database: Database, text: str, time_format: TimeFormat, naive_times: NaiveTimes
+        self,
+        database: Database,
+        text: str,
+        times: tuple[TimeFormat, NaiveTimes],
+        stated: MetricsReader | None = None,
     ) -> None:
         self._database = database
-        self._text = text.strip()
-        self._times = (time_format, naive_times)
+        self._times = times
+        self._stated = stated
         names = parameters_of(text)
         self._subject = "subject" if "subject" in names else "subjects"
-        metrics = names & {"metric", "metrics", "component", "components"}
-        self._metric = next(iter(metrics), None)
+        self._metric = next(iter(names & _METRICS), None)
         plural = [
             sa.bindparam(name, expanding=True, type_=sa.String())
             for name in names & _PLURALS.keys()
         ]
         single = [sa.bindparam(name, type_=sa.String()) for name in names & _SINGULARS.keys()]
         edges = [sa.bindparam(name, type_=time_type(*self._times)) for name in ("start", "end")]
-        self._statement = statement_of(text).bindparams(*plural, *single, *edges)
+        self._statement = statement_of(text.strip()).bindparams(*plural, *single, *edges)
         self.place = f"{database.place} query"
 
     def answers(self, connection: sa.Connection, queries: Sequence[UsageQuery]) -> list[Answer]:
@@ -81,20 +80,33 @@ class TextReader:
         batches = grouped(queries, self._batch_key)
         return [answer for batch in batches.values() for answer in self._batch(connection, batch)]
 
+    def check_metrics(self, connection: sa.Connection, answers: Iterable[Answer]) -> None:
+        """Raise if any metric without usage is none that exists, where a statement says which."""
+        if self._stated is None:
+            return
+        unused = {self._metric_of(e.query) for e in answers if not e.value and not e.events}
+        if missing := sorted(unused - self._stated.known(connection, unused)):
+            raise SourceInvalid(self._stated.refusal(connection, self.place, missing))
+
     def _batch(self, connection: sa.Connection, queries: list[UsageQuery]) -> list[Answer]:
         period = queries[0].period
         bound = {**self._names(queries), **time_bounds(*self._times, period)}
         columns, rows = self._database.rows(connection, self._statement, bound)
         found = self._by_key([name.lower() for name in columns], rows, queries)
-        told = {
-            **{
-                name: value.isoformat() if isinstance(value, datetime) else value
-                for name, value in bound.items()
-            },
-            "start_at": utc_text(period.start),
-            "end_at": utc_text(period.end),
-        }
-        return [self._answer(query, found.get(self._key(query)), told) for query in queries]
+        text, parameters = told(self._statement, connection.dialect, bound)
+        parameters |= {"start_at": utc_text(period.start), "end_at": utc_text(period.end)}
+        none = Answer(
+            query=queries[0],
+            value=None,
+            events=None,
+            text=text,
+            parameters=parameters,
+            notes=notes_on_text(self._database.dialect_name, text),
+        )
+        return [
+            self._answer(replace(none, query=query), found.get(self._key(query)))
+            for query in queries
+        ]
 
     def _batch_key(self, query: UsageQuery) -> tuple[Any, ...]:
         """Return what must be equal for two charges to be answered by one run."""
@@ -153,13 +165,11 @@ class TextReader:
             if columns.count(name) > 1:
                 raise SourceInvalid(f"{self.place} has two columns {name}")
 
-    def _answer(
-        self, query: UsageQuery, row: Mapping[str, Any] | None, told: dict[str, Any]
-    ) -> Answer:
-        answer = Answer(query=query, value=None, events=None, text=self._text, parameters=told)
+    def _answer(self, none: Answer, row: Mapping[str, Any] | None) -> Answer:
+        """Read a row as the answer to the query that has none yet."""
+        query, column = none.query, "value"
         if row is None:
-            return answer
-        column = "value"
+            return none
         try:
             value = exact_quantity(row["value"])
             column = "events"
@@ -168,10 +178,15 @@ class TextReader:
             raise SourceInvalid(
                 f"{self.place}: {column} of {_of(self._key(query))}: {shown(row[column])} {error}"
             ) from None
-        return Answer(query=query, value=value, events=events, text=self._text, parameters=told)
+        return replace(none, value=value, events=events)
 
     def _check_apart(self, queries: Sequence[UsageQuery]) -> None:
         """Refuse to give charges that ask for different things one and the same number."""
+        if columns := sorted({column for query in queries for column, _ in query.filters}):
+            raise SourceInvalid(
+                f"{self.place} cannot filter by {', '.join(map(shown, columns))}: write the"
+                " condition into the query, or count from a table"
+            )
         if self._metric is None and (fault := no_metrics_apart(self.place, list(queries))):
             raise SourceInvalid(f"{fault}; use :metrics or :components")
         for key, batch in grouped(queries, self._key).items():
@@ -180,21 +195,6 @@ class TextReader:
                 raise SourceInvalid(
                     f"{self.place} cannot tell {' and '.join(sorted(asked))} of {_of(key)} apart"
                 )
-
-
-class SubjectsReader:
-    """Asks the operator's own statement which subjects there are."""
-
-    def __init__(self, database: Database, text: str) -> None:
-        subjects = sa.bindparam("subjects", expanding=True, type_=sa.String())
-        self._database = database
-        self._statement = statement_of(text).bindparams(subjects)
-
-    def known(self, connection: sa.Connection, subjects: Iterable[str]) -> frozenset[str]:
-        """Return those subjects that the statement's first column names."""
-        asked = sorted(subjects)
-        rows = self._database.rows(connection, self._statement, {"subjects": asked})[1]
-        return frozenset(str(row[0]) for row in rows) & frozenset(asked)
 
 
 def _whole(value: Any) -> int:

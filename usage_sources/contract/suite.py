@@ -5,68 +5,60 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import ClassVar
 from unittest import SkipTest
 
-from worker.domain import Aggregation, Period, Tally, UsageQuery
+from usage_sources.contract.asking import Asking
+from usage_sources.contract.values import (
+    CLOCK_CHANGES,
+    JUNE,
+    MAY,
+    MIDNIGHT,
+    NAMES,
+    UsageEvent,
+    assert_unavailable,
+    close,
+    event,
+    query,
+)
+from worker.domain import Aggregation, Period
 from worker.errors import SourceInvalid
 from worker.ports import UsageSource
 
-MIDNIGHT = datetime(2024, 5, 1, tzinfo=UTC)
-MAY = Period(MIDNIGHT, datetime(2024, 6, 1, tzinfo=UTC))
-JUNE = Period(datetime(2024, 6, 1, tzinfo=UTC), datetime(2024, 7, 1, tzinfo=UTC))
-CLOCK_CHANGES = {  # local days from midnight to midnight, and how many half hours they have
-    "Berlin in March": ("2024-03-30T23:00Z", "2024-03-31T22:00Z", 46),
-    "Berlin in October": ("2024-10-26T22:00Z", "2024-10-27T23:00Z", 50),
-    "New York in March": ("2024-03-10T05:00Z", "2024-03-11T04:00Z", 46),
-    "New York in November": ("2024-11-03T04:00Z", "2024-11-04T05:00Z", 50),
-    "Lord Howe in April": ("2024-04-06T13:00Z", "2024-04-07T13:30Z", 49),
-    "Lord Howe in October": ("2024-10-05T13:30Z", "2024-10-06T13:00Z", 47),
-}
-NAMES = (  # that would harm or widen a statement they were pasted into
-    "O'Brien",
-    'say "hi"',
-    "x'; DROP TABLE usage;--",
-    "%",
-    "_",
-    "a\\b",
-    ":start",
-    "Ä 漢字 🙂",
-    "n" * 10_000,
-)
+__all__ = [
+    "JUNE",
+    "MAY",
+    "MIDNIGHT",
+    "UsageEvent",
+    "UsageSourceContract",
+    "close",
+    "event",
+    "query",
+]
 
 
-@dataclass(frozen=True, kw_only=True)
-class UsageEvent:
-    """One thing that a subject used, as the suite asks a source's author to store it."""
-
-    subject: str
-    metric: str
-    at: datetime  # aware, in any zone; store the same instant
-    quantity: Decimal = Decimal(1)
-    unique: str | None = None
-
-
-class UsageSourceContract(ABC):
+class UsageSourceContract(Asking):
     """Subclass it, name it Test..., write `source_with`, and run pytest."""
 
-    # Which aggregations the source can answer; COUNT or SUM must be among them.
-    aggregations: ClassVar[frozenset[Aggregation]] = frozenset(Aggregation)
     # The smallest difference between two times that the source can store.
     resolution: ClassVar[timedelta] = timedelta(microseconds=1)
     # Whether the source can tell a metric that nobody ever used from one that does not exist;
     # set it False only where nothing there lists the metrics, as where a statement is all you have.
     knows_metrics: ClassVar[bool] = True
+    # Whether the source can count only the events where a column has a value.
+    filters: ClassVar[bool] = True
 
-    @abstractmethod
-    def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> UsageSource:
-        """Return a source over exactly these events; what an earlier call stored is replaced."""
+    def source_down(self, _tmp_path: Path) -> UsageSource:
+        """Return a source whose engine is not there: stopped, unreachable, or its files gone."""
+        raise SkipTest("this source has no engine that could be down")
+
+    def source_slow(self, _tmp_path: Path) -> UsageSource:
+        """Return a source whose engine answers only after the source's timeout of 1 second."""
+        raise SkipTest("this source has no engine that could be slow")
 
     def test_the_start_counts_and_the_end_does_not(self, tmp_path: Path) -> None:
         """An event at the start is in; one at the end, or just before the start, is not."""
@@ -241,8 +233,7 @@ class UsageSourceContract(ABC):
         )
         assert len(first) == 64
         assert int(first, 16) >= 0
-        assert first == again
-        assert first != other
+        assert first == again != other
 
     def test_check_and_watermark_answer(self, tmp_path: Path) -> None:
         """A healthy source passes its own check, and its watermark is a moment or unsaid."""
@@ -254,85 +245,57 @@ class UsageSourceContract(ABC):
             close(source)
         assert watermark is None or watermark.utcoffset() is not None
 
-    @property
-    def counting(self) -> Aggregation:
-        """The aggregation that counts events whose quantity is 1."""
-        return Aggregation.COUNT if Aggregation.COUNT in self.aggregations else Aggregation.SUM
+    def test_filters_narrow_the_count(self, tmp_path: Path) -> None:
+        """Only events whose column has the value count; charges may differ in nothing else."""
+        stored = [event(MIDNIGHT, region=each) for each in ("eu", "eu", "us", "x'; DROP--")]
+        by_region = [(("region", each),) for each in ("eu", "us", "x'; DROP--", "nowhere")]
+        if not self.filters:
+            asked = query(filters=by_region[0], aggregation=self.counting)
+            assert self.value_if_any(tmp_path, stored, asked) is None, "a filter was ignored"
+            return
+        asked_for = [
+            query(str(number), filters=each, aggregation=self.counting)
+            for number, each in enumerate([(), *by_region])
+        ]
+        values = [tally.value for tally in self.tallies(tmp_path, stored, asked_for)]
+        assert values == [4, 2, 1, 1, 0]
 
-    def tallies(
-        self, tmp_path: Path, events: Sequence[UsageEvent], queries: Sequence[UsageQuery]
-    ) -> list[Tally]:
-        """Ask a fresh source and return the tallies in the order of the queries."""
-        source = self.source_with(events, tmp_path)
-        try:
-            answers = list(source.count(queries))
-        finally:
-            close(source)
-        by_charge = {tally.query.charge_id: tally for tally in answers}
-        assert len(answers) == len(by_charge) == len(queries), "one tally for each query"
-        return [by_charge[each.charge_id] for each in queries]
+    def test_a_filter_on_no_column_is_refused(self, tmp_path: Path) -> None:
+        """A column that is not there is SourceInvalid, whatever its name would do elsewhere."""
+        for column in ("regio", "", 'region"; DROP TABLE usage;--', "1=1 OR region"):
+            asked = query(filters=((column, "eu"),), aggregation=self.counting)
+            value = self.value_if_any(tmp_path, [event(MIDNIGHT)], asked)
+            assert value is None, f"filtered by {column!r}, it is {value}"
 
-    def tally(self, tmp_path: Path, events: Sequence[UsageEvent], asked: UsageQuery) -> Tally:
-        """Ask a fresh source one query."""
-        return self.tallies(tmp_path, events, [asked])[0]
-
-    def value_if_any(
-        self, tmp_path: Path, events: Sequence[UsageEvent], asked: UsageQuery
-    ) -> Decimal | None:
-        """Ask a fresh source one query; a refusal is no value."""
-        try:
-            return self.tally(tmp_path, events, asked).value
-        except SourceInvalid:
-            return None
-
-    def number(
-        self, tmp_path: Path, events: Sequence[UsageEvent], period: Period = MAY
-    ) -> Decimal | None:
-        """Ask how many of the events are in the period."""
-        asked = query(period=period, aggregation=self.counting)
-        return self.tally(tmp_path, events, asked).value
-
-    def total(self, tmp_path: Path, quantities: Sequence[str]) -> Decimal | None:
-        """Ask for the sum of these quantities; skip the test where the source cannot add."""
+    def test_an_event_without_a_quantity_is_refused(self, tmp_path: Path) -> None:
+        """A quantity that is NULL is not 0: a sum over it is SourceInvalid, and names it."""
         if Aggregation.SUM not in self.aggregations:
             raise SkipTest("this source cannot sum")
-        stored = [event(MIDNIGHT, quantity=Decimal(each)) for each in quantities]
-        return self.tally(tmp_path, stored, query(aggregation=Aggregation.SUM)).value
+        stored = [event(MIDNIGHT), event(MIDNIGHT, quantity=None)]
+        source = self.source_with(stored, tmp_path)
+        try:
+            tallies = source.count([query(aggregation=Aggregation.SUM)])
+        except SourceInvalid:
+            return
+        finally:
+            close(source)
+        assert [tally.value for tally in tallies] == [None], "NULL was counted as 0"
 
+    def test_an_engine_that_is_down_is_unavailable(self, tmp_path: Path) -> None:
+        """Asking and checking say "try later" where nobody answers."""
+        source = self.source_down(tmp_path)
+        try:
+            assert_unavailable(lambda: source.count([query(aggregation=self.counting)]))
+            assert_unavailable(source.check)
+        finally:
+            close(source)
 
-def event(
-    at: datetime,
-    *,
-    subject: str = "S-1",
-    metric: str = "calls",
-    quantity: Decimal = Decimal(1),
-    unique: str = "ann",
-) -> UsageEvent:
-    """Make an event; only its time must be given."""
-    return UsageEvent(subject=subject, metric=metric, at=at, quantity=quantity, unique=unique)
-
-
-def query(
-    charge_id: str = "charge",
-    *,
-    subject: str = "S-1",
-    metric: str = "calls",
-    aggregation: Aggregation = Aggregation.COUNT,
-    period: Period = MAY,
-) -> UsageQuery:
-    """Make a query whose component is named as its metric, for sources keyed by either."""
-    return UsageQuery(
-        charge_id=charge_id,
-        subject=subject,
-        component=metric,
-        metric=metric,
-        aggregation=aggregation,
-        period=period,
-    )
-
-
-def close(source: UsageSource) -> None:
-    """Close a source that keeps something open."""
-    closing = getattr(source, "close", None)
-    if closing is not None:
-        closing()
+    def test_an_engine_that_is_slow_is_given_up(self, tmp_path: Path) -> None:
+        """After its timeout a source says "try later", and does not wait for the answer."""
+        source = self.source_slow(tmp_path)
+        began_at = time.monotonic()
+        try:
+            assert_unavailable(lambda: source.count([query(aggregation=self.counting)]))
+        finally:
+            close(source)
+        assert time.monotonic() - began_at < 10, "the timeout of 1 second was not kept"
