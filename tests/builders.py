@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from worker import __version__
 from worker.domain import (
     Aggregation,
     Component,
@@ -137,6 +138,7 @@ def frozen(quantity: int = 105, **changed: Any) -> FrozenTally:
     good = FrozenTally(
         charge_id="CHG-1",
         span=Span("SUB-1", "Text messages", MONTH),
+        source="events",
         metric="text_message",
         aggregation=Aggregation.COUNT,
         quantity=quantity,
@@ -144,6 +146,7 @@ def frozen(quantity: int = 105, **changed: Any) -> FrozenTally:
         rounding=Rounding.REJECT,
         events=quantity,
         evidence=evidence(),
+        program=__version__,
     )
     return replace(good, **changed)
 

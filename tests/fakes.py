@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import builders
 
-from worker.domain import Delivery, Invoice, InvoiceState, Tally, UsageCharge, UsageQuery
+from worker.domain import Delivery, Invoice, InvoiceState, Owner, Tally, UsageCharge, UsageQuery
 from worker.errors import OutcomeUnknown, ReconcilerError, Stopped
 from worker.ports import ChargeWrite
 
@@ -43,6 +43,7 @@ class FakePlatform:
     lost_answers: set[str] = field(default_factory=set)
     steps: list[str] = field(default_factory=list)
     calls: int = 0
+    kept: dict[tuple[Owner, str], dict[str, str]] = field(default_factory=dict)
     longest_call: timedelta = timedelta(seconds=35)
     issues: int = 0
 
@@ -60,6 +61,11 @@ class FakePlatform:
         self._step("charges")
         return list(self.charges.values())
 
+    def metadata(self, owner: Owner, owner_id: str) -> Mapping[str, str]:
+        """Say what is kept with an owner."""
+        self._step(f"metadata {owner_id}")
+        return self.kept.get((owner, owner_id), {})
+
     def recalculate(
         self, invoice: Invoice, quantities: Mapping[str, int], stopping: Callable[[], bool]
     ) -> Iterator[ChargeWrite]:
@@ -72,6 +78,14 @@ class FakePlatform:
                 failed = self._written(charge_id, quantity)
             charge = None if failed else self.charges[charge_id]
             yield ChargeWrite(charge_id=charge_id, charge=charge, error=failed)
+
+    def preview(self, invoice: Invoice, quantities: Mapping[str, int]) -> Sequence[UsageCharge]:
+        """Say what the charges would cost."""
+        self._step("preview")
+        return [
+            replace(self.charges[one], quantity=Decimal(n), amount=Decimal(n) / 100)
+            for one, n in quantities.items()
+        ]
 
     def issue(self, invoice: Invoice) -> Invoice:
         """Move the invoice out of pending."""

@@ -12,7 +12,7 @@ from sandbox_builders import FEE, february_invoice, usage_charge
 
 from sandbox.process import RunningSandbox, running_sandbox
 from sandbox.wire import Json
-from worker.domain import Invoice, InvoiceState, Period
+from worker.domain import Invoice, InvoiceState, Owner, Period
 from worker.errors import (
     CredentialsRefused,
     OutcomeUnknown,
@@ -391,3 +391,16 @@ def test_calls_are_counted(sandbox: RunningSandbox, slept: list[float]) -> None:
     write(platform, invoice, wanted(platform, invoice))
     platform.issue(invoice)
     assert platform.calls == len(sandbox.control.record().requests) == 54
+
+
+def test_metadata(sandbox: RunningSandbox, slept: list[float]) -> None:
+    """What is kept with an account or a subscription is read as text; nothing there is nothing."""
+    account = "ACC-00000000-0000-4000-8000-00000001"
+    sandbox.control.put_account(id=account, metadata={"tenant": "t-7", "seats": 12, "vip": True})
+    platform = adapter(sandbox, slept)
+    kept = platform.metadata(Owner.ACCOUNT, account)
+    assert kept == {"tenant": "t-7", "seats": "12", "vip": "true"}
+    nobody = "00000000-0000-4000-8000-00000009"
+    assert platform.metadata(Owner.ACCOUNT, f"ACC-{nobody}") == {}
+    assert platform.metadata(Owner.SUBSCRIPTION, f"SUB-{nobody}") == {}
+    assert_nothing_broken(sandbox)

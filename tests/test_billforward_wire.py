@@ -551,3 +551,29 @@ def test_written_something_else(rows: list[Row], reason: str) -> None:
     """An answer that does not show the quantity on the charge is invalid."""
     with pytest.raises(PlatformAnswerInvalid, match=reason):
         wire.written(CHG, 105, INV, rows)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (None, {}),
+        ({}, {}),
+        ({"a": "x", "b": 7, "c": False, "d": Decimal("0.10")}, None),
+        ({"null": None, "list": ["x"], "object": {"x": 1}}, {}),
+    ],
+)
+def test_metadata_values_are_read_as_text(
+    given: dict[str, object] | None, read: dict[str, str] | None
+) -> None:
+    """Scalars become their text; what is no scalar is not there."""
+    row = {"id": "ACC-1", "metadata": given}
+    expected = {"a": "x", "b": "7", "c": "false", "d": "0.10"} if read is None else read
+    assert wire.metadata(row, "ACC-1") == expected
+
+
+def test_metadata_of_another_owner_is_refused() -> None:
+    """An answer about somebody else, or of another shape, is no metadata."""
+    with pytest.raises(PlatformAnswerInvalid, match="asked for ACC-1, got ACC-2"):
+        wire.metadata({"id": "ACC-2", "metadata": {}}, "ACC-1")
+    with pytest.raises(PlatformAnswerInvalid, match="is not an object"):
+        wire.metadata({"id": "ACC-1", "metadata": ["tenant"]}, "ACC-1")

@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from usage_sources.both import BothSources
+from usage_sources.clickhouse import ClickHouseSource
 from usage_sources.csv_file import CsvSource
+from usage_sources.files import FilesSource
+from usage_sources.http_api import HttpSource
+from usage_sources.openmeter import OpenMeterSource
+from usage_sources.prometheus import PrometheusSource
 from usage_sources.sql import SqlSource
-from worker import config as configuration
+from worker import sections
 from worker.config import Config, config_of, load_config
-from worker.domain import Aggregation, Rounding
+from worker.domain import Aggregation, Mode, Rounding
 from worker.errors import ConfigError
 from worker.overrides import variable
 from worker.platforms.billforward import BillForward
+from worker.wiring import open_sources
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
@@ -63,9 +71,9 @@ class Optional:
     token: str = dataclasses.field(default="", metadata={"secret": True})
 
 
-def changed(**sections: Any) -> dict[str, Any]:
+def changed(**tables: Any) -> dict[str, Any]:
     """Return good data with sections put in."""
-    return copy.deepcopy({**GOOD, **sections})
+    return copy.deepcopy({**GOOD, **tables})
 
 
 def complaints_of(data: dict[str, Any], environ: dict[str, str] | None = None) -> list[str]:
@@ -91,7 +99,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def uncommented(text: str) -> str:
     """Return the example with every commented-out table and setting in force."""
-    return re.sub(r"(?m)^# ((?:\[.*\]|[a-z_]+ = .*))$", r"\1", text)
+    return re.sub(r"(?m)^# ((?:\[.*\]|[a-z0-9_]+ = .*))$", r"\1", text)
 
 
 def settings_shown(text: str) -> Iterator[tuple[str, str, Any, bool, bool]]:
@@ -100,7 +108,7 @@ def settings_shown(text: str) -> Iterator[tuple[str, str, Any, bool, bool]]:
     for line in text.splitlines():
         if found := re.fullmatch(r"(?:# )?\[(.+)\]", line):
             table = found[1]
-        elif found := re.fullmatch(r"(?:# )?([a-z_]+) = (.+)", line):
+        elif found := re.fullmatch(r"(?:# )?([a-z0-9_]+) = (.+)", line):
             value = tomllib.loads(f"v = {found[2]}")["v"]
             yield table, found[1], value, line[0] != "#", "Default: none." in remark
             remark = ""
@@ -111,7 +119,7 @@ def settings_shown(text: str) -> Iterator[tuple[str, str, Any, bool, bool]]:
 def plugin_settings(plugin: type[Any]) -> dict[str, Any]:
     """Return a shipped plugin's settings with their defaults."""
     return {
-        field.name: field.default
+        field.name: list(field.default) if isinstance(field.default, tuple) else field.default
         for field in dataclasses.fields(plugin)
         if field.metadata.get("setting", True)
     }
@@ -119,20 +127,46 @@ def plugin_settings(plugin: type[Any]) -> dict[str, Any]:
 
 def section_settings(section: type[BaseModel]) -> dict[str, Any]:
     """Return a section's settings with their defaults."""
-    return {name: field.default for name, field in section.model_fields.items()}
+    return {
+        name: dataclasses.MISSING if field.is_required() else field.default
+        for name, field in section.model_fields.items()
+        if name != "users"  # a table for each
+    }
 
 
+SECRET_SETTINGS = (
+    "token",
+    "password",
+    "previous_password",
+    "s3_secret",
+    "s3_session_token",
+    "webhook_url",
+    "slack_url",
+    "smtp_password",
+    "session_key",
+)
 EXPLAINED = [
-    (["webhook"], section_settings(configuration.WebhookSection)),
-    (["queue"], section_settings(configuration.QueueSection)),
-    (["sweep"], section_settings(configuration.SweepSection)),
-    (["journal"], section_settings(configuration.JournalSection)),
-    (["rules"], section_settings(configuration.RulesSection)),
-    (["log"], section_settings(configuration.LogSection)),
-    (['components."Text messages"'], section_settings(configuration.ComponentSection)),
+    (["webhook"], section_settings(sections.WebhookSection)),
+    (["queue"], section_settings(sections.QueueSection)),
+    (["sweep"], section_settings(sections.SweepSection)),
+    (["journal"], section_settings(sections.JournalSection)),
+    (["rules"], section_settings(sections.RulesSection)),
+    (["log"], section_settings(sections.LogSection)),
+    (['components."Text messages"'], section_settings(sections.ComponentSection)),
     (["platforms.billforward"], plugin_settings(BillForward)),
     (["usage_sources.events", "usage_sources.statement"], plugin_settings(SqlSource)),
     (["usage_sources.export"], plugin_settings(CsvSource)),
+    (["usage_sources.compared"], plugin_settings(BothSources)),
+    (["usage_sources.lake"], plugin_settings(FilesSource)),
+    (["usage_sources.warehouse", "usage_sources.lagging"], plugin_settings(ClickHouseSource)),
+    (["usage_sources.meters"], plugin_settings(OpenMeterSource)),
+    (["usage_sources.api", "usage_sources.pages"], plugin_settings(HttpSource)),
+    (["usage_sources.counters"], plugin_settings(PrometheusSource)),
+    (["events"], section_settings(sections.EventsSection)),
+    (["metrics"], section_settings(sections.MetricsSection)),
+    (["ops"], section_settings(sections.OpsSection)),
+    (["ops.users.ana"], section_settings(sections.UserSection)),
+    (["notices"], section_settings(sections.NoticesSection)),
 ]
 
 
@@ -148,13 +182,21 @@ def test_the_example_loads_as_it_is() -> None:
 
 def test_the_example_loads_uncommented() -> None:
     """Every commented-out setting of the example may be put in force, two rivals apart."""
-    data = tomllib.loads(uncommented(EXAMPLE.read_text()))
+    text = EXAMPLE.read_text().replace("/etc/ssl/internal.pem", str(EXAMPLE))
+    data = tomllib.loads(uncommented(text))
     assert set(data) == {
         *("webhook", "platforms", "queue", "sweep", "journal"),
-        *("rules", "usage_sources", "components", "log"),
+        *("events", "rules", "usage_sources", "components", "ops", "metrics", "notices", "log"),
     }
-    config = config_of(data, SECRETS)
-    assert list(config.usage_sources) == ["events", "statement", "export"]
+    passwords = {
+        f"RECONCILER__USAGE_SOURCES__{name}__PASSWORD": "of-a-source"
+        for name in ("PAGES", "COUNTERS")
+    }
+    config = config_of(data, {**SECRETS, **passwords})
+    assert list(config.usage_sources) == [
+        *("events", "statement", "export", "compared", "lake", "warehouse", "lagging"),
+        *("meters", "api", "pages", "meter", "counters"),
+    ]
 
 
 @pytest.mark.parametrize(("tables", "known"), EXPLAINED, ids=lambda each: str(each)[:30])
@@ -168,9 +210,8 @@ def test_the_example_explains_every_setting(tables: list[str], known: dict[str, 
     }
     assert not shown.keys() - known.keys() - {"kind"}
     for name, default in known.items():
-        if name in ("token", "password", "previous_password"):
-            table = tables[0].split(".")
-            assert variable(*table, name) in text
+        if name in SECRET_SETTINGS:
+            assert any(variable(*table.split("."), name) in text for table in tables)
             continue
         value, is_active, says_none = shown[name]
         if is_active:
@@ -179,6 +220,77 @@ def test_the_example_explains_every_setting(tables: list[str], known: dict[str, 
             assert says_none, f"{name} has no default, and the example does not say so"
         elif default is not dataclasses.MISSING:
             assert (value, says_none) == (default, False), name
+
+
+BOTH = {"kind": "both"}
+
+
+@pytest.mark.parametrize(
+    ("sources", "complaints"),
+    [
+        (
+            {"a": {**BOTH, "first": "event", "second": "events"}},
+            {'usage_sources.a.first: there is no usage source "event", did you mean "events"?'},
+        ),
+        (
+            {"a": {**BOTH, "first": "a", "second": "events"}},
+            {"usage_sources.a.first: asks itself: a -> a"},
+        ),
+        (
+            {
+                "a": {**BOTH, "first": "events", "second": "b c"},
+                "b c": {**BOTH, "first": "a", "second": "evnts"},
+            },
+            {
+                'usage_sources.a.second: asks itself: a -> "b c" -> a',
+                'usage_sources."b c".second: there is no usage source "evnts",'
+                ' did you mean "events"?',
+            },
+        ),
+        (
+            {"a": {**BOTH, "first": "events", "second": "events"}},
+            {"usage_sources.a: first and second must be two sources"},
+        ),
+        (
+            {"a": {**BOTH, "first": 7, "shadow": "perhaps"}},
+            {
+                "usage_sources.a.first: must be the name of another usage source",
+                "usage_sources.a.second: is missing",
+                "usage_sources.a.shadow: must be a valid boolean, unable to interpret input"
+                " (got 'perhaps')",
+            },
+        ),
+        (
+            {"a": {**BOTH, "first": "events", "second": "b"}, "b": {"kind": "nothing"}},
+            {'usage_sources.b.kind: no kind "nothing"'},
+        ),
+    ],
+)
+def test_sources_of_sources(sources: dict[str, Any], complaints: set[str]) -> None:
+    """A setting that names another source is held to name one, not itself, and in no circle."""
+    found = complaints_of(changed(usage_sources={**GOOD["usage_sources"], **sources}))
+    assert {each.split("; there are")[0] for each in found} == complaints
+
+
+def test_sources_are_opened_once_and_in_order(tmp_path: Path) -> None:
+    """A source is given the very sources that it names, wherever they stand in the file."""
+    export = {
+        "kind": "csv",
+        "path": str(tmp_path / "usage.csv"),
+        "subject_column": "subject",
+        "time_column": "at",
+        "time_format": "iso",
+    }
+    nested = {**BOTH, "first": "compared", "second": "other"}
+    compared = {**BOTH, "first": "events", "second": "export", "tolerance": 0.5}
+    sources = {"nested": nested, "compared": compared, "export": export, "other": export}
+    data = changed(usage_sources={**sources, **GOOD["usage_sources"]})
+    opened: dict[str, Any] = dict(open_sources(config_of(data, SECRETS)))
+    assert list(opened) == ["nested", "compared", "export", "other", "events"]
+    assert opened["nested"].first is opened["compared"]
+    assert opened["compared"].first is opened["events"]
+    assert opened["compared"].second is opened["export"]
+    assert opened["compared"].tolerance == Decimal("0.5")
 
 
 def test_defaults_suffice() -> None:
@@ -502,6 +614,7 @@ def test_no_representation_tells_a_secret() -> None:
 def test_every_rule_arrives() -> None:
     """Each rule of the file arrives where it belongs, durations as such."""
     given = {
+        "mode": "observe",
         "invoice_types": ["A", "B"],
         "issue_without_usage": False,
         "grace_seconds": 1,
@@ -513,8 +626,9 @@ def test_every_rule_arrives() -> None:
         "lease_seconds": 8,
         "watermark_deadline_seconds": 9,
     }
-    assert set(given) == set(configuration.RulesSection.model_fields)
+    assert set(given) == set(sections.RulesSection.model_fields)
     rules = config_of(changed(rules=given), SECRETS).rules
+    assert rules.mode is Mode.OBSERVE
     assert rules.invoice_types == {"A", "B"}
     assert rules.issue_without_usage is False
     durations = [rules.grace, rules.not_found_grace, rules.watermark_poll, rules.settle]

@@ -19,6 +19,7 @@ from builders import tally as a_tally
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.counting import queries_by_source, spans_of
 from worker.decision import (
     Hold,
     Known,
@@ -32,10 +33,8 @@ from worker.decision import (
     judge_match,
     judge_tallies,
     judge_watermarks,
-    queries_by_source,
-    spans_of,
 )
-from worker.domain import InvoiceState, Period, Rounding, Span, Subject, UnknownSubject
+from worker.domain import InvoiceState, Owner, Period, Rounding, Span, Subject, UnknownSubject
 from worker.record import BilledSpan, Progress
 
 RULES = some_rules()
@@ -245,7 +244,7 @@ def test_a_source_that_stays_behind_is_held() -> None:
 
 def test_an_accounts_usage_is_billed_on_one_of_its_subscriptions_only() -> None:
     """Two subscriptions that count by account would each bill all of it."""
-    rules = some_rules(a_component(subject=Subject.ACCOUNT))
+    rules = some_rules(a_component(subject=Subject(Owner.ACCOUNT)))
     (span,) = spans_of([a_charge(subscription_id="SUB-2")], rules)
     other = BilledSpan(invoice_id="INV-2", span=span)
     assert isinstance(judge_charges([a_charge()], [other], known(), rules), Hold)
@@ -255,7 +254,8 @@ def test_an_accounts_usage_is_billed_on_one_of_its_subscriptions_only() -> None:
 def test_questions_carry_the_charges_own_period_and_subject() -> None:
     """Each charge is asked for over its own window, by the id the component names."""
     rules = some_rules(
-        a_component(subject=Subject.ACCOUNT), a_component(name="Calls", source="cdr", metric="call")
+        a_component(subject=Subject(Owner.ACCOUNT)),
+        a_component(name="Calls", source="cdr", metric="call"),
     )
     short = Period(START, START + timedelta(days=3))
     charges = [a_charge(), a_charge(id="CHG-2", component="Calls", period=short)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from builders import END, MONTH, START
@@ -127,13 +128,13 @@ def test_spans_overlap_only_for_the_same_component_of_the_same_subscription() ->
 )
 def test_rounding_follows_the_stated_rule(value: str, rounding: Rounding, whole: int) -> None:
     """A fraction is rounded by the component's rule, or refused."""
-    assert to_whole(Decimal(value), rounding) == whole
+    assert to_whole(Fraction(value), rounding) == whole
 
 
 @given(st.decimals(min_value=0, max_value=10**20, allow_nan=False, allow_infinity=False, places=6))
 def test_rounding_moves_a_value_by_less_than_one(value: Decimal) -> None:
     """Whatever the rule, the whole quantity is a neighbour of the counted one."""
     for rounding in (Rounding.UP, Rounding.DOWN, Rounding.HALF_UP, Rounding.HALF_EVEN):
-        whole = to_whole(value, rounding)
+        whole = to_whole(Fraction(value), rounding)
         assert whole is not None
         assert abs(whole - value) < 1

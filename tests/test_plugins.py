@@ -15,11 +15,13 @@ from worker.plugins import (
     SOURCES,
     UnknownKind,
     build_named,
+    circles,
     complaints_about,
     kinds,
     plugin_class,
     required_secrets_of,
     secrets_of,
+    sources_named,
 )
 
 
@@ -55,10 +57,22 @@ class Crashing:
         raise KeyError("size")
 
 
+@dataclasses.dataclass(kw_only=True)
+class Relay:
+    """A source that asks two others, one of which it can do without."""
+
+    inner: Any = dataclasses.field(metadata={"source": True})
+    spare: Any = dataclasses.field(default=None, metadata={"source": True})
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inner, str) or self.inner is self.spare:
+            raise ValueError("inner must be a source, and not the spare one")
+
+
 def test_shipped_kinds() -> None:
     """The kinds that the distribution brings are found by their entry points."""
     assert kinds(PLATFORMS) == ["billforward"]
-    assert {"csv", "sql"} <= set(kinds(SOURCES))
+    assert {"both", "csv", "sql"} <= set(kinds(SOURCES))
     assert plugin_class(PLATFORMS, "billforward") is BillForward
     assert plugin_class(SOURCES, "csv") is CsvSource
 
@@ -71,8 +85,8 @@ def test_dotted_path() -> None:
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("sqll", r'no kind "sqll", did you mean "sql"\?; there are csv, sql, or name your own'),
-        ("postgres", r'no kind "postgres"; there are csv, sql'),
+        ("sqll", r'no kind "sqll", did you mean "sql"\?; there are .*csv, .*sql, or name your own'),
+        ("postgres", r'no kind "postgres"; there are .*csv, '),
         ("", r'no kind ""; there are'),
         ("test_plugins:NoDataclass", "is not a dataclass, whose fields would be its settings"),
         ("test_plugins:plugin_class", "is not a dataclass"),
@@ -133,6 +147,42 @@ def test_secret_fields() -> None:
 def test_complaints(settings: dict[str, Any], complaints: list[tuple[tuple[str], str]]) -> None:
     """Settings are checked by name and type; non-setting fields are not the user's to set."""
     assert complaints_about(Meter, settings) == complaints
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaints"),
+    [
+        ({"inner": "a"}, []),
+        ({"inner": "a", "spare": "b"}, []),
+        ({"inner": "a", "spare": "a"}, ["inner must be a source, and not the spare one"]),
+        ({}, ["is missing"]),
+        ({"inner": ["a"]}, ["must be the name of another usage source"]),
+        ({"inner": "a", "spare": 1}, ["must be the name of another usage source"]),
+    ],
+)
+def test_settings_that_name_sources(settings: dict[str, Any], complaints: list[str]) -> None:
+    """A plugin is checked with something in the place of each source, the same for one name."""
+    assert [told for _, told in complaints_about(Relay, settings)] == complaints
+    names = {key: value for key, value in settings.items() if isinstance(value, str)}
+    assert sources_named(Relay, settings) == names
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ({"a": {"x": "b"}, "b": {}}, []),
+        ({"a": {"x": "b", "y": "c"}, "b": {"x": "c"}, "c": {"x": "nobody"}}, []),
+        ({"a": {"x": "a"}}, [[("a", "x")]]),
+        ({"a": {"x": "b"}, "b": {"x": "c"}, "c": {"x": "b"}}, [[("b", "x"), ("c", "x")]]),
+        (
+            {"a": {"x": "a", "y": "b"}, "b": {"y": "a"}},
+            [[("a", "y"), ("b", "y")], [("a", "x")]],
+        ),
+    ],
+)
+def test_circles(named: dict[str, dict[str, str]], found: list[Any]) -> None:
+    """Each circle is found once, from the first source of the file that is in it."""
+    assert circles(named) == found
 
 
 def test_a_wrong_value_is_shown() -> None:

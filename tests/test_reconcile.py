@@ -18,7 +18,7 @@ from fakes import FakeClock, FakePlatform, FakeSource, lost
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from worker.domain import Invoice, InvoiceState, Rules
+from worker.domain import Invoice, InvoiceState, Mode, Owner, Rules, Subject
 from worker.errors import (
     JournalUnavailable,
     PlatformRefused,
@@ -28,7 +28,8 @@ from worker.errors import (
     SourceUnavailable,
 )
 from worker.journal.sqlite import SqliteJournal
-from worker.reconcile import Ports, hold, reconcile
+from worker.ports import Ports
+from worker.reconcile import hold, reconcile
 from worker.record import Entry, EntryKind, History, InvoiceRow, Outcome, State
 
 
@@ -624,3 +625,85 @@ def crash_at(world: World, point: int) -> None:
     finally:
         world.journal.close()
         world.journal = good
+
+
+def test_usage_is_counted_by_the_metadata_of_its_owner(world: World) -> None:
+    """The source is asked for the tenant's id that the platform keeps with the account."""
+    subject = Subject.of("account.metadata.tenant")
+    world.rules = some_rules(a_component(subject=subject))
+    world.platform.kept = {(Owner.ACCOUNT, "ACC-1"): {"tenant": "t-7"}}
+    outcome = world.run()
+    assert outcome is not None
+    assert outcome.state is State.ISSUED
+    assert [query.subject for (query,) in world.source.asked] == ["t-7"]
+    assert world.history.tallies[0].span.subject == "t-7"
+
+
+def test_frozen_tallies_are_issued_whatever_the_metadata_is_by_then(world: World) -> None:
+    """What is frozen is written as it is; the metadata is not read again."""
+    world.rules = some_rules(a_component(subject=Subject.of("account.metadata.tenant")))
+    world.platform.kept = {(Owner.ACCOUNT, "ACC-1"): {"tenant": "t-7"}}
+    world.platform.failures = {"write CHG-1": [PlatformUnavailable("no connection")]}
+    world.run()
+    world.platform.kept = {}
+    assert world.run_until_settled().state is State.ISSUED
+    assert [query.subject for (query,) in world.source.asked] == ["t-7"]
+
+
+def test_a_watermark_without_a_zone_holds(world: World) -> None:
+    """A source of others that answers such a moment is named, and nothing is counted."""
+    world.source.has_up_to = NOW.replace(tzinfo=None)
+    outcome = world.run()
+    assert outcome is not None
+    assert outcome.state is State.HELD
+    assert outcome.reason.startswith('source "events": its watermark')
+    assert world.source.asked == []
+    assert world.platform.issues == 0
+
+
+def test_in_observe_mode_nothing_is_written(world: World) -> None:
+    """Everything is counted and priced by the platform's dry run; no write, no frozen tally."""
+    world.rules = some_rules(mode=Mode.OBSERVE)
+    outcome = world.run()
+    assert outcome is not None
+    assert (outcome.state, outcome.due_at) == (State.OBSERVED, None)
+    assert outcome.reason == "would bill 6.05 USD; the mode is observe"
+    assert world.platform.steps == ["invoice", "charges", "preview"]
+    assert world.history.tallies == ()
+    (line,) = world.history.entries[-1].data["charges"]
+    assert (line["quantity_before"], line["quantity"], line["amount"]) == ("0", "105", "1.05")
+
+
+def test_an_observed_invoice_is_issued_once_writing_is_allowed(world: World) -> None:
+    """A replay in mode write bills what is counted then."""
+    world.rules = some_rules(mode=Mode.OBSERVE)
+    world.run()
+    world.rules = some_rules()
+    world.journal.wake(KEY, Entry(kind=EntryKind.REPLAYED, at=world.clock.now))
+    assert world.run_until_settled().state is State.ISSUED
+    assert world.platform.issues == 1
+
+
+def test_what_was_begun_is_held_when_the_mode_becomes_observe(world: World) -> None:
+    """Numbers that were frozen for writing are not written in observe mode."""
+    world.platform.failures = {"write CHG-1": [PlatformUnavailable("no connection")]}
+    world.run()
+    world.rules = some_rules(mode=Mode.OBSERVE)
+    world.clock.advance(hours=1)
+    before = len(world.platform.steps)
+    outcome = world.run()
+    assert outcome is not None
+    assert outcome.state is State.HELD
+    assert "the mode is observe" in outcome.reason
+    assert world.platform.steps[before:] == ["invoice", "charges"]
+
+
+def test_an_invoice_that_others_issue_is_skipped_in_observe_mode(world: World) -> None:
+    """Observing a team that still issues by hand holds nothing."""
+    world.rules = some_rules(mode=Mode.OBSERVE)
+    world.run()
+    world.platform.invoices[INV] = an_invoice(state=InvoiceState.UNPAID, version=2)
+    world.journal.wake(KEY, Entry(kind=EntryKind.REPLAYED, at=world.clock.now))
+    outcome = world.run()
+    assert outcome is not None
+    assert outcome.state is State.SKIPPED

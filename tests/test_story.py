@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from builders import END, INV, KEY, LEASE, MINUTE, NOW, delivery, evidence, frozen, other_key
 
+from worker import __version__
 from worker.domain import InvoiceKey, Rounding
 from worker.journal.sqlite import SqliteJournal
 from worker.record import Claim, Entry, EntryKind, History, Outcome, State
@@ -26,13 +27,17 @@ SEEN = {
     "currency": "USD",
 }
 TALLY = frozen(
-    value=Decimal("104.5"),
+    value=Decimal("1045"),
+    divide_by=Decimal(10),
+    filters=(("region", "eu"),),
     rounding=Rounding.HALF_UP,
     evidence=evidence(
         source="sql sqlite:///usage.db table usage",
         query="SELECT count(*)\n  FROM usage\n  WHERE subscription_id = :subject",
         parameters={"subject": "SUB-1", "start": "2015-11-02T12:18:51Z"},
         watermark=END + MINUTE,
+        stored_until=NOW,
+        notes=("the second source was down",),
     ),
 )
 
@@ -115,12 +120,15 @@ def test_everything_billed_is_explained(journal: SqliteJournal) -> None:
         "charge CHG-1",
         "count of 'text_message' by 'SUB-1', 105 events",
         "2015-11-02T12:18:51Z <= time < 2015-12-02T12:18:51Z",
-        "counted 104.5, rounded half_up",
-        "source: sql sqlite:///usage.db table usage",
+        "where region is 'eu'",
+        "counted 1045, divided by 10, rounded half_up",
+        "of what was stored until 2015-12-02T13:00:00Z",
+        "note: the second source was down",
+        "source: events, sql sqlite:///usage.db table usage",
         "query: SELECT count(*) FROM usage WHERE subscription_id = :subject\n",
         'with: {"start": "2015-11-02T12:18:51Z", "subject": "SUB-1"}',
         "the source had everything up to 2015-12-02T12:19:51Z",
-        f"asked 2015-12-02T13:00:00Z, answer SHA-256 {'d' * 64}",
+        f"asked 2015-12-02T13:00:00Z by version {__version__}, answer SHA-256 {'d' * 64}",
     ):
         assert f"    {told}" in text or f"  {told}" in text, told
 
@@ -171,16 +179,22 @@ def test_the_json_holds_everything(journal: SqliteJournal) -> None:
             "subject": "SUB-1",
             "metric": "text_message",
             "aggregation": "count",
+            "filters": {"region": "eu"},
             "quantity": 105,
-            "value": "104.5",
+            "value": "1045",
+            "divide_by": "10",
             "rounding": "half_up",
             "events": 105,
-            "source": TALLY.evidence.source,
+            "source": "events",
+            "place": TALLY.evidence.source,
             "query": TALLY.evidence.query,
             "parameters": TALLY.evidence.parameters,
             "asked_at": "2015-12-02T13:00:00Z",
             "sha256": "d" * 64,
             "watermark": "2015-12-02T12:19:51Z",
+            "stored_until": "2015-12-02T13:00:00Z",
+            "notes": ["the second source was down"],
+            "program": __version__,
         }
     ]
     assert [e["kind"] for e in story["entries"]] == [e.kind.value for e in history.entries]

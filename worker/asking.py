@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import TypeVar
 
+from worker.domain import utc
 from worker.errors import ReconcilerError, SourceInvalid, SourceUnavailable, TransientError
 from worker.ports import UsageSource
 
@@ -27,3 +29,12 @@ def ask(
         raise SourceInvalid(f'source "{name}": {error}') from error
     except Exception as error:
         raise SourceInvalid(f'source "{name}" crashed: {type(error).__name__}') from error
+
+
+def watermark_of(sources: Mapping[str, UsageSource], name: str) -> datetime | None:
+    """Ask up to when a source has everything; a moment without a zone is a wrong answer."""
+    moment = ask(sources, name, lambda source: source.watermark())
+    try:
+        return None if moment is None else utc(moment)
+    except ValueError as error:
+        raise SourceInvalid(f'source "{name}": its watermark {error}') from error

@@ -11,151 +11,59 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
-from redis.connection import parse_url
+from pydantic import ValidationError
 
-from worker.domain import Aggregation, Component, Rounding, Rules, Subject, UnknownSubject
+from worker.domain import Rules
 from worker.errors import ConfigError
 from worker.logs import masked
 from worker.overrides import (
     GROUPS,
-    WEBHOOK_SECRETS,
+    SECTION_SECRETS,
+    TABLE_SECRETS,
     Where,
     dotted,
     missing,
     override,
+    quoted,
     secret_values,
     secrets_in_file,
 )
 from worker.plugins import (
     UnknownKind,
+    circles,
     complaints_about,
     plain_error,
     plugin_class,
     required_secrets_of,
+    sources_named,
     suggestion,
     unknown,
 )
+from worker.sections import (
+    ComponentSection,
+    EventsSection,
+    File,
+    JournalSection,
+    LogSection,
+    MetricsSection,
+    NoticesSection,
+    OpsSection,
+    QueueSection,
+    SweepSection,
+    UserSection,
+    WebhookSection,
+    is_loopback,
+)
 
-_MOST_SECONDS = 10 * 365 * 24 * 60 * 60  # more would leave the calendar
-_KEPT_BACK = (*WEBHOOK_SECRETS, "redis_url", "url")  # never shown: they are or hold secrets
+__all__ = ["Config", "PluginConfig", "WebhookSection", "config_of", "load_config"]
 
-Seconds = Annotated[float, Field(ge=0, le=_MOST_SECONDS, allow_inf_nan=False)]
-SomeSeconds = Annotated[float, Field(gt=0, le=_MOST_SECONDS, allow_inf_nan=False)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where pydantic would take them for 1 and 0."""
-        expected = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and expected is not bool:
-            raise ValueError("must not be true or false")
-        return value
-
-
-class WebhookSection(_Section):
-    """Who may deliver notifications, and where they are received."""
-
-    username: str = Field(default="billing-platform", pattern=r"^[^:\s]+$")
-    password: str = Field(default="", repr=False)
-    previous_password: str = Field(default="", repr=False)
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
-    processes: int = Field(default=2, ge=1, le=64)
-    threads: int = Field(default=8, ge=1, le=256)
-
-
-class QueueSection(_Section):
-    """The doorbell."""
-
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
-    name: str = Field(default="reconcile", pattern=r"^[A-Za-z0-9_-]{1,64}$")
-
-    @field_validator("redis_url")
-    @classmethod
-    def _is_url_of_redis(cls, url: str) -> str:
-        """Refuse here what Redis' client would refuse with a traceback, later."""
-        try:
-            parse_url(url)  # type: ignore[no-untyped-call]
-        except ValueError:
-            raise ValueError("must be a URL such as redis://127.0.0.1:6379/0") from None
-        return url
-
-
-class SweepSection(_Section):
-    """The safety net."""
-
-    interval_seconds: SomeSeconds = 60
-    find_pending_seconds: SomeSeconds = 600
-    find_pending_pages: int = Field(default=4, ge=0, le=1000)
-
-
-class JournalSection(_Section):
-    """The truth."""
-
-    url: str = Field(default="sqlite:///state/journal.db", repr=False)
-
-
-class RulesSection(_Section):
-    """What is decided once for all invoices."""
-
-    invoice_types: list[str] = Field(default=["Subscription", "FinalArrears"], min_length=1)
-    issue_without_usage: bool = True
-    grace_seconds: Seconds = 300
-    not_found_grace_seconds: Seconds = 120
-    watermark_poll_seconds: SomeSeconds = 300
-    watermark_deadline_seconds: SomeSeconds = 259200
-    settle_seconds: Seconds = 120
-    retry_delays_seconds: list[Seconds] = Field(default=[5, 30, 120, 600, 3600], min_length=1)
-    max_attempts: int = Field(default=12, ge=1)
-    lease_seconds: SomeSeconds = 300
-
-
-class LogSection(_Section):
-    """What is written to standard error."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "json", "console"] = "auto"
-
-
-class ComponentSection(_Section):
-    """How one priced component is counted; its key is the component's name on the platform."""
-
-    source: str
-    metric: str = ""
-    aggregation: Aggregation = Aggregation.COUNT
-    subject: Subject = Subject.SUBSCRIPTION
-    rounding: Rounding = Rounding.REJECT
-    unknown_subject: UnknownSubject = UnknownSubject.HOLD
-    max_quantity: int | None = Field(default=None, ge=0)
-
-
-PlatformName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
-
-
-class _File(_Section):
-    webhook: WebhookSection = WebhookSection()
-    platforms: dict[PlatformName, dict[str, Any]] = Field(min_length=1)
-    queue: QueueSection = QueueSection()
-    sweep: SweepSection = SweepSection()
-    journal: JournalSection = JournalSection()
-    rules: RulesSection = RulesSection()
-    usage_sources: dict[str, dict[str, Any]] = {}
-    components: dict[str, ComponentSection] = {}
-    log: LogSection = LogSection()
+_KEPT_BACK = {  # never shown: they are or hold secrets
+    *(name for names in SECTION_SECRETS.values() for name in names),
+    *(name for names in TABLE_SECRETS.values() for name in names),
+    *("redis_url", "url"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +72,10 @@ class PluginConfig:
 
     plugin: type[Any]
     settings: dict[str, Any] = field(repr=False)  # with the secrets
+
+    def sources(self) -> dict[str, str]:
+        """Return which of its settings name other usage sources, and which they name."""
+        return sources_named(self.plugin, self.settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +86,10 @@ class Config:
     queue: QueueSection
     sweep: SweepSection
     journal: JournalSection
+    events: EventsSection
+    metrics: MetricsSection
+    notices: NoticesSection
+    ops: OpsSection
     log: LogSection
     rules: Rules
     platforms: dict[str, PluginConfig]
@@ -209,17 +125,27 @@ def config_of(file_data: Mapping[str, Any], environ: Mapping[str, str]) -> Confi
     found = _Findings(data, origins)
     file = found.file()
     platforms, sources = found.plugins("platforms"), found.plugins("usage_sources")
-    found.check_sources()
+    found.check_sources(sources)
     complaints += [*unreadable, *found.complaints]
+    if file is not None and _is_open(file):
+        told = "the pages would be open to everybody: name [ops.users], or a trusted proxy's header"
+        complaints.append(f"ops: webhook.host is {file.webhook.host}, so {told}")
     if complaints or file is None:
         raise ConfigError(complaints)
     if not file.webhook.password:
         found.missing_secrets.append(missing("webhook", "password"))
+    if file.events.source and not file.events.token:
+        found.missing_secrets.append(missing("events", "token"))
+    found.missing_secrets += _passwords_missing(file.ops)
     return Config(
         webhook=file.webhook,
         queue=file.queue,
         sweep=file.sweep,
         journal=file.journal,
+        events=file.events,
+        metrics=file.metrics,
+        notices=file.notices,
+        ops=file.ops,
         log=file.log,
         rules=_rules(file),
         platforms=platforms,
@@ -239,10 +165,10 @@ class _Findings:
         self._data = data
         self._origins = origins
 
-    def file(self) -> _File | None:
+    def file(self) -> File | None:
         """Check everything but the settings of plugins."""
         try:
-            return _File.model_validate(self._data)
+            return File.model_validate(self._data)
         except ValidationError as error:
             for detail in error.errors():
                 where, wrong = _complaint(detail)
@@ -267,14 +193,32 @@ class _Findings:
             found[name] = PluginConfig(plugin, settings)
         return found
 
-    def check_sources(self) -> None:
-        """Check that every component names a usage source that is there."""
-        sources = self._tables("usage_sources")
+    def check_sources(self, found: Mapping[str, PluginConfig]) -> None:
+        """Check that components and sources name usage sources that are there, and no circle."""
         for name, component in self._tables("components").items():
-            source = component.get("source")
-            if isinstance(source, str) and source not in sources:
-                told = f'there is no usage source "{source}"{suggestion(source, sources)}'
-                self._complain(("components", name, "source"), told)
+            if isinstance(source := component.get("source"), str):
+                self._check_source(("components", name, "source"), source)
+        for name, plugin in found.items():
+            for setting, source in plugin.sources().items():
+                self._check_source(("usage_sources", name, setting), source)
+        events = (self._data.get("events") or {}).get("source")
+        if isinstance(events, str) and events:
+            self._check_source(("events", "source"), events)
+            if events in found and not hasattr(found[events].plugin, "store"):
+                told = f'"{events}" takes no events; name a usage source of the kind "meter"'
+                self._complain(("events", "source"), told)
+        for way in circles({name: plugin.sources() for name, plugin in found.items()}):
+            (name, setting), *_ = way
+            told = " -> ".join(quoted(each) for each, _ in way)
+            self._complain(
+                ("usage_sources", name, setting), f"asks itself: {told} -> {quoted(name)}"
+            )
+
+    def _check_source(self, where: Where, source: str) -> None:
+        sources = self._tables("usage_sources")
+        if source not in sources:
+            told = f'there is no usage source "{source}"{suggestion(source, sources)}'
+            self._complain(where, told)
 
     def _tables(self, section: str) -> dict[str, dict[str, Any]]:
         tables = self._data.get(section)
@@ -288,14 +232,22 @@ class _Findings:
         self.complaints.append(f"{dotted(where)}: {masked(told, self.secrets)}")
 
 
-def _rules(file: _File) -> Rules:
+def _is_open(file: File) -> bool:
+    return file.ops.enabled and not file.ops.has_login and not is_loopback(file.webhook.host)
+
+
+def _passwords_missing(ops: OpsSection) -> list[str]:
+    """Name the users who cannot log in; with a proxy, their entry may tell the role alone."""
+    if not ops.enabled or ops.proxy_user_header:
+        return []
+    unset = [name for name, user in ops.users.items() if not user.password]
+    return [missing("ops", "users", name, "password") for name in unset]
+
+
+def _rules(file: File) -> Rules:
     rules = file.rules
-    components = {
-        name: Component(name=name, **{**dict(component), "metric": component.metric or name})
-        for name, component in file.components.items()
-    }
     return Rules(
-        components=components,
+        components={name: one.component(name) for name, one in file.components.items()},
         invoice_types=frozenset(rules.invoice_types),
         grace=timedelta(seconds=rules.grace_seconds),
         issue_without_usage=rules.issue_without_usage,
@@ -306,6 +258,7 @@ def _rules(file: _File) -> Rules:
         retry_delays=tuple(timedelta(seconds=s) for s in rules.retry_delays_seconds),
         max_attempts=rules.max_attempts,
         lease=timedelta(seconds=rules.lease_seconds),
+        mode=rules.mode,
     )
 
 
@@ -319,8 +272,10 @@ def _complaint(detail: Mapping[str, Any]) -> tuple[Where, str]:
 def _names_at(where: Where) -> list[str]:
     """Return the settings of a section."""
     if not where:
-        return list(_File.model_fields)
+        return list(File.model_fields)
     if where[0] == "components":
         return list(ComponentSection.model_fields)
-    section = _File.model_fields[where[0]].annotation
+    if where[:2] == ("ops", "users"):
+        return list(UserSection.model_fields)
+    section = File.model_fields[where[0]].annotation
     return list(getattr(section, "model_fields", ()))

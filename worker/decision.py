@@ -10,30 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from itertools import combinations
 
+from worker.counting import frozen_tally, span_of, subject_of
 from worker.domain import (
     Component,
     FrozenTally,
     Invoice,
     InvoiceState,
+    Mode,
     Rules,
-    Span,
-    Subject,
     Tally,
-    UnknownSubject,
     UsageCharge,
     UsageQuery,
-    to_whole,
     utc_text,
 )
 from worker.record import BilledSpan, Progress
 
-_ZERO = Decimal(0)
 _NOT_FOUND_POLL = timedelta(seconds=15)
 _MOST_FAULTS_NAMED = 5
-_MOST_DIGITS = 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +65,8 @@ class Skip:
     reason: str
 
 
-Decision = Recalculate | Verify | Wait | Hold | Skip
+Counted = Recalculate | Wait | Hold | Skip
+Decision = Counted | Verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +96,12 @@ def judge_invoice(invoice: Invoice | None, known: Known, rules: Rules) -> Decisi
         return _pending_again(progress.issued_at, now, rules)
     if invoice.type not in rules.invoice_types:
         return Skip(f"its type is {invoice.type}, not {' or '.join(sorted(rules.invoice_types))}")
+    awaited_us = progress.awaited_us and rules.mode is Mode.WRITE
     if invoice.state is not InvoiceState.PENDING:
-        return _not_ours(f"it is already {invoice.state_text}", progress)
+        return _not_ours(f"it is already {invoice.state_text}", awaited_us=awaited_us)
     if invoice.version != 1 and not progress.unfinished:
         told = f"its versionNumber is {invoice.version}: somebody else recalculated it"
-        return _not_ours(told, progress)
+        return _not_ours(told, awaited_us=awaited_us)
     if progress.unanswered_at is not None and now < progress.unanswered_at + rules.settle:
         return Wait(
             progress.unanswered_at + rules.settle,
@@ -115,7 +112,7 @@ def judge_invoice(invoice: Invoice | None, known: Known, rules: Rules) -> Decisi
 
 def judge_charges(
     charges: Sequence[UsageCharge], billed: Sequence[BilledSpan], known: Known, rules: Rules
-) -> Decision | None:
+) -> Counted | None:
     """Judge the usage charges, before anything is counted."""
     if not charges:
         return _without_usage(known, rules)
@@ -127,9 +124,9 @@ def judge_charges(
     ]
     if faults:
         return Hold(_listed(faults))
-    last = max(charges, key=lambda charge: _end(charge))
-    if known.now < _end(last) + rules.grace:
-        return Wait(_end(last) + rules.grace, f'the period of "{last.component}" is not over')
+    countable_at, last = max((_countable_at(charge, rules), charge.component) for charge in charges)
+    if known.now < countable_at:
+        return Wait(countable_at, f'the period of "{last}" is not over')
     return None
 
 
@@ -139,41 +136,23 @@ def judge_watermarks(
     rules: Rules,
     now: datetime,
 ) -> Wait | Hold | None:
-    """Judge whether every source has everything of the periods; a source that cannot say, has."""
+    """Judge whether every source has everything of the periods; a source that cannot say, has.
+
+    Of several sources that are behind, the slowest is named.
+    """
+    behind: list[tuple[datetime, str, datetime]] = []
     for charge in charges:
         source = rules.components[charge.component].source
         watermark = watermarks[source]
         if watermark is not None and watermark < _end(charge):
-            reason = f'source "{source}" has usage only up to {utc_text(watermark)}'
-            if now >= _end(charge) + rules.watermark_deadline:
-                return Hold(f"{reason}, long after the period's end")
-            return Wait(now + rules.watermark_poll, reason)
-    return None
-
-
-def spans_of(charges: Sequence[UsageCharge], rules: Rules) -> list[Span]:
-    """Return what the charges bill, as far as they can be read and are mapped."""
-    return [span for charge in charges if (span := _span(charge, rules))]
-
-
-def queries_by_source(
-    charges: Sequence[UsageCharge], rules: Rules
-) -> dict[str, tuple[UsageQuery, ...]]:
-    """Plan one question a charge, grouped by the name of the source that answers it."""
-    plan: dict[str, tuple[UsageQuery, ...]] = {}
-    for charge in charges:
-        component = rules.components[charge.component]
-        assert charge.period is not None  # noqa: S101  judge_charges held the others
-        query = UsageQuery(
-            charge_id=charge.id,
-            subject=_subject(charge, component),
-            component=component.name,
-            metric=component.metric,
-            aggregation=component.aggregation,
-            period=charge.period,
-        )
-        plan[component.source] = (*plan.get(component.source, ()), query)
-    return plan
+            behind.append((watermark, source, _end(charge)))
+    if not behind:
+        return None
+    watermark, source, _ = min(behind)
+    reason = f'source "{source}" has usage only up to {utc_text(watermark)}'
+    if now >= min(end for _, _, end in behind) + rules.watermark_deadline:
+        return Hold(f"{reason}, long after the period's end")
+    return Wait(now + rules.watermark_poll, reason)
 
 
 def judge_tallies(
@@ -184,7 +163,7 @@ def judge_tallies(
     faults: list[str] = []
     for query in asked:
         answers = [tally for tally in tallies if tally.query == query]
-        result = _freeze(query, answers, rules.components[query.component])
+        result = frozen_tally(query, answers, rules.components[query.component])
         if isinstance(result, FrozenTally):
             frozen.append(result)
         else:
@@ -223,9 +202,9 @@ def _pending_again(issued_at: datetime, now: datetime, rules: Rules) -> Wait | H
     )
 
 
-def _not_ours(told: str, progress: Progress) -> Skip | Hold:
+def _not_ours(told: str, *, awaited_us: bool) -> Skip | Hold:
     """Skip what others did before we came; what they did while it awaited us, a person judges."""
-    if progress.awaited_us:
+    if awaited_us:
         return Hold(f"{told}, while it awaited our count; check it, then close it")
     return Skip(told)
 
@@ -237,19 +216,9 @@ def _without_usage(known: Known, rules: Rules) -> Recalculate | Wait | Skip:
     return Recalculate(()) if rules.issue_without_usage else Skip("it has no usage charge")
 
 
-def _span(charge: UsageCharge, rules: Rules) -> Span | None:
-    component = rules.components.get(charge.component)
-    if charge.period is None or component is None:
-        return None
-    return Span(_subject(charge, component), component.name, charge.period)
-
-
 def _unmapped(charges: Sequence[UsageCharge], components: Mapping[str, Component]) -> list[str]:
     names = dict.fromkeys(c.component for c in charges if c.component not in components)
-    return [
-        f'component "{name}" has no source. Map it under components in the config, then replay'
-        for name in names
-    ]
+    return [f'component "{name}" has no source. Map it in config, then requeue.' for name in names]
 
 
 def _bad_periods(charges: Sequence[UsageCharge]) -> list[str]:
@@ -260,16 +229,27 @@ def _without_subject(
     charges: Sequence[UsageCharge], components: Mapping[str, Component]
 ) -> list[str]:
     return [
-        f'"{c.component}" ({c.id}) names no {components[c.component].subject}'
+        _no_subject(c, components[c.component])
         for c in charges
-        if c.component in components and not _subject(c, components[c.component])
+        if c.component in components and not subject_of(c, components[c.component])
     ]
+
+
+def _no_subject(charge: UsageCharge, component: Component) -> str:
+    subject, named = component.subject, f'"{charge.component}" ({charge.id})'
+    owner_id = charge.owner_id(subject.owner)
+    if not subject.metadata_key or not owner_id:
+        return f"{named} names no {subject.owner}"
+    return (
+        f'{named} is counted by {subject}, and {owner_id} has no metadata "{subject.metadata_key}";'
+        " set it on the platform, then replay"
+    )
 
 
 def _billed_twice(
     charges: Sequence[UsageCharge], billed: Sequence[BilledSpan], rules: Rules
 ) -> list[str]:
-    spans = [(charge, span) for charge in charges if (span := _span(charge, rules))]
+    spans = [(charge, span) for charge in charges if (span := span_of(charge, rules))]
     within = [
         f'"{one.component}" is on it twice for overlapping periods ({one.id}, {other.id})'
         for (one, its), (other, others) in combinations(spans, 2)
@@ -285,52 +265,14 @@ def _billed_twice(
     return within + elsewhere
 
 
+def _countable_at(charge: UsageCharge, rules: Rules) -> datetime:
+    grace = rules.components[charge.component].grace
+    return _end(charge) + (rules.grace if grace is None else grace)
+
+
 def _end(charge: UsageCharge) -> datetime:
     assert charge.period is not None  # noqa: S101  judge_charges held the others
     return charge.period.end
-
-
-def _subject(charge: UsageCharge, component: Component) -> str:
-    if component.subject is Subject.ACCOUNT:
-        return charge.account_id
-    return charge.subscription_id
-
-
-def _freeze(query: UsageQuery, answers: Sequence[Tally], component: Component) -> FrozenTally | str:
-    """Return what is billed for one query, or the reason why it cannot be said."""
-    name = f'"{query.component}"'
-    if len(answers) != 1:
-        return f'source "{component.source}" gave {len(answers) or "no"} answers for {name}'
-    value = answers[0].value
-    if value is None:
-        if component.unknown_subject is not UnknownSubject.ZERO:
-            return (
-                f'source "{component.source}" does not know "{query.subject}" for {name}; add it'
-                ' there, or set unknown_subject = "zero" for the component'
-            )
-        value = _ZERO
-    if not isinstance(value, Decimal):
-        return f"{name} was counted as a {type(value).__name__}, which is not exact"
-    if not value.is_finite() or value < 0:
-        return f"{name} was counted as {value}"
-    if value.adjusted() > _MOST_DIGITS:
-        return f"{name} was counted as {value}: more than any meter can mean"
-    quantity = to_whole(value, component.rounding)
-    if quantity is None:
-        return f"{name} was counted as {value}: a fraction; set a rounding for the component"
-    if component.max_quantity is not None and quantity > component.max_quantity:
-        return f"{name} was counted as {quantity}, above its max_quantity {component.max_quantity}"
-    return FrozenTally(
-        charge_id=query.charge_id,
-        span=Span(query.subject, query.component, query.period),
-        metric=query.metric,
-        aggregation=query.aggregation,
-        quantity=quantity,
-        value=value,
-        rounding=component.rounding,
-        events=answers[0].events,
-        evidence=answers[0].evidence,
-    )
 
 
 def _listed(faults: Iterable[str]) -> str:

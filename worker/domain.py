@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_HALF_UP, ROUND_UP, Decimal
+from decimal import Decimal
 from enum import StrEnum
+from fractions import Fraction
+from math import ceil, floor
 from typing import Any
 
 
@@ -134,6 +137,12 @@ class UsageCharge:
     version: int
     period: Period | None  # None: see period_fault
     period_fault: str = ""  # why the period cannot be read, in words
+    # what the platform has in the metadata of the charge's owners, where a component asks for it
+    metadata: Mapping[Owner, Mapping[str, str]] = field(default_factory=dict)
+
+    def owner_id(self, owner: Owner) -> str:
+        """Return the id of the subscription or account it bills; empty: not stated."""
+        return self.subscription_id if owner is Owner.SUBSCRIPTION else self.account_id
 
 
 class Aggregation(StrEnum):
@@ -156,27 +165,49 @@ class Rounding(StrEnum):
     HALF_EVEN = "half_even"
 
 
-_DECIMAL_ROUNDING = {
-    Rounding.UP: ROUND_UP,
-    Rounding.DOWN: ROUND_DOWN,
-    Rounding.HALF_UP: ROUND_HALF_UP,
-    Rounding.HALF_EVEN: ROUND_HALF_EVEN,
-}
+def to_whole(value: Fraction, rounding: Rounding) -> int | None:
+    """Round a value of at least 0 to whole units; None: it has a fraction, which REJECT refuses."""
+    match rounding:
+        case Rounding.UP:
+            return ceil(value)
+        case Rounding.DOWN:
+            return floor(value)
+        case Rounding.HALF_UP:
+            return floor(value + Fraction(1, 2))
+        case Rounding.HALF_EVEN:
+            return round(value)
+        case Rounding.REJECT:
+            return int(value) if value.denominator == 1 else None
 
 
-def to_whole(value: Decimal, rounding: Rounding) -> int | None:
-    """Round a finite value to whole units; None: it has a fraction and the rule is REJECT."""
-    if value == value.to_integral_value():
-        return int(value)
-    mode = _DECIMAL_ROUNDING.get(rounding)
-    return None if mode is None else int(value.to_integral_value(rounding=mode))
-
-
-class Subject(StrEnum):
-    """Which id of the charge the source keys its usage by."""
+class Owner(StrEnum):
+    """Whose id or metadata a source keys its usage by."""
 
     SUBSCRIPTION = "subscription"
     ACCOUNT = "account"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a source keys its usage by: the id of a charge's owner, or a value of its metadata."""
+
+    owner: Owner = Owner.SUBSCRIPTION
+    metadata_key: str = ""  # empty: the owner's id
+
+    @classmethod
+    def of(cls, text: str) -> Subject:
+        """Read "subscription", "account" or "account.metadata.KEY"; raise ValueError."""
+        owner, dot, rest = text.partition(".")
+        word, _, key = rest.partition(".")
+        if owner not in list(Owner) or (dot and (word != "metadata" or not key)):
+            raise ValueError(
+                'must be "subscription", "account", "subscription.metadata.KEY"'
+                ' or "account.metadata.KEY"'
+            )
+        return cls(Owner(owner), key)
+
+    def __str__(self) -> str:
+        return f"{self.owner}.metadata.{self.metadata_key}" if self.metadata_key else self.owner
 
 
 class UnknownSubject(StrEnum):
@@ -194,10 +225,13 @@ class Component:
     source: str
     metric: str
     aggregation: Aggregation = Aggregation.COUNT
-    subject: Subject = Subject.SUBSCRIPTION
+    subject: Subject = field(default_factory=Subject)
+    filters: tuple[tuple[str, str], ...] = ()  # a column of the source, and what it must be
+    divide_by: Decimal = Decimal(1)  # units of the source in one that is billed
     rounding: Rounding = Rounding.REJECT
     unknown_subject: UnknownSubject = UnknownSubject.HOLD
     max_quantity: int | None = None
+    grace: timedelta | None = None  # after a period's end; None: the rules' own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +244,8 @@ class UsageQuery:
     metric: str
     aggregation: Aggregation
     period: Period
+    filters: tuple[tuple[str, str], ...] = ()  # count only where each column is equal to its value
+    stored_until: datetime | None = None  # leave out what came in later, to repeat a count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +258,16 @@ class Evidence:
     asked_at: datetime
     digest: str  # SHA-256 of the answer
     watermark: datetime | None = None  # up to when the source vouched it had everything
+    stored_until: datetime | None = (
+        None  # what came in later is not in; None: the source cannot say
+    )
+    notes: tuple[str, ...] = ()  # what else a reader must know of the answer, a sentence each
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "asked_at", utc(self.asked_at))
+        for name in ("watermark", "stored_until"):
+            moment = getattr(self, name)
+            object.__setattr__(self, name, None if moment is None else utc(moment))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,13 +289,38 @@ class FrozenTally:
 
     charge_id: str
     span: Span
+    source: str  # its name in the configuration
     metric: str
     aggregation: Aggregation
+    filters: tuple[tuple[str, str], ...] = ()
     quantity: int  # what is written on the charge
-    value: Decimal  # what was counted, before rounding
+    value: Decimal  # what was counted, before scaling and rounding
+    divide_by: Decimal = Decimal(1)
     rounding: Rounding
     events: int | None
     evidence: Evidence
+    program: str  # the version of this program that counted
+
+    @property
+    def query(self) -> UsageQuery:
+        """The question it answers, to be asked again."""
+        return UsageQuery(
+            charge_id=self.charge_id,
+            subject=self.span.subject,
+            component=self.span.component,
+            metric=self.metric,
+            aggregation=self.aggregation,
+            period=self.span.period,
+            filters=self.filters,
+            stored_until=self.evidence.stored_until,
+        )
+
+
+class Mode(StrEnum):
+    """Whether this program may write on the platform."""
+
+    WRITE = "write"
+    OBSERVE = "observe"  # it counts and says what it would bill; nothing is written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,3 +338,4 @@ class Rules:
     retry_delays: tuple[timedelta, ...]  # after the 1st, 2nd, ... failure; the last repeats
     max_attempts: int  # failures in a row before the invoice is held
     lease: timedelta  # a worker silent for longer has lost the invoice
+    mode: Mode = Mode.WRITE

@@ -8,6 +8,7 @@ from typing import Any
 
 from worker.decision import Wait
 from worker.domain import Invoice, InvoiceState, Rules, UsageCharge, utc_text
+from worker.preview import Preview, preview_json
 from worker.record import BilledSpan, EntryKind, Outcome, State
 
 _LONGEST_RETRY_AFTER = timedelta(hours=1)
@@ -38,9 +39,14 @@ def stopped(now: datetime, attempt: int) -> Result:
 def failed(reason: str, attempt: int, due_at: datetime, rules: Rules) -> Result:
     """End with a passing failure, to be tried again; after the last attempt, held."""
     if attempt >= rules.max_attempts:
-        return held(f"exhausted after {attempt} attempts; the last: {reason}")
+        return held(exhausted(attempt, reason))
     outcome = Outcome(state=State.RETRYING, reason=reason, due_at=due_at, attempt=attempt)
     return EntryKind.FAILED, outcome, {"attempt": attempt, "until": utc_text(due_at)}
+
+
+def exhausted(attempt: int, reason: str) -> str:
+    """Say that the last attempt is spent."""
+    return f"exhausted after {attempt} attempts; the last: {reason}"
 
 
 def retry_delay(
@@ -63,6 +69,12 @@ def issued(invoice: Invoice, charges: Sequence[UsageCharge]) -> Result:
     return EntryKind.ISSUED, Outcome(state=State.ISSUED, reason=reason), data
 
 
+def observed(preview: Preview) -> Result:
+    """End with what would be billed, where nothing may be written."""
+    reason = f"would bill {preview.total} {preview.invoice.currency}; the mode is observe"
+    return EntryKind.PREVIEWED, Outcome(state=State.OBSERVED, reason=reason), preview_json(preview)
+
+
 def billed_elsewhere(other: BilledSpan) -> str:
     """Say which invoice bills what this one would."""
     return f'"{other.span.component}" {other.span.period} is billed on {other.invoice_id}'
@@ -81,6 +93,17 @@ def seen(invoice: Invoice | None) -> dict[str, Any]:
         "currency": invoice.currency,
         "subscription_id": invoice.subscription_id,
         "account_id": invoice.account_id,
+    }
+
+
+def listed(charge: UsageCharge) -> dict[str, Any]:
+    """Return what a charge bills, JSON-ready, to find an invoice by that was not counted."""
+    period = charge.period
+    return {
+        "charge_id": charge.id,
+        "component": charge.component,
+        "period_start": period and utc_text(period.start),
+        "period_end": period and utc_text(period.end),
     }
 
 

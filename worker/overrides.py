@@ -16,14 +16,23 @@ from urllib.parse import unquote
 
 from worker.plugins import PLATFORMS, SOURCES, UnknownKind, plugin_class, secrets_of
 
+Where = tuple[str, ...]
+
 PREFIX = "RECONCILER__"
-WEBHOOK_SECRETS = ("password", "previous_password")
+SECTION_SECRETS = {  # by section; those of platforms and sources are said by their classes
+    "webhook": ("password", "previous_password"),
+    "events": ("token",),
+    "metrics": ("token",),
+    "notices": ("webhook_url", "slack_url", "smtp_password"),
+    "ops": ("session_key",),
+}
+TABLE_SECRETS: dict[Where, tuple[str, ...]] = {
+    ("ops", "users"): ("password",)
+}  # of each table in a section's table
 GROUPS = {"platforms": PLATFORMS, "usage_sources": SOURCES}
 
 _FROM_FILE = "_FILE"
 _IN_URL = (re.compile(r"://[^/\s:@]*:(\S+)@"), re.compile(r"[?&]password=([^&\s]+)"))
-
-Where = tuple[str, ...]
 
 
 class Misplaced(ValueError):
@@ -157,8 +166,10 @@ def _leaves(data: dict[str, Any]) -> Iterator[tuple[Where, Any]]:
 
 def _is_secret(data: dict[str, Any], where: Where) -> bool:
     """Tell whether a place is a secret's, or inside one."""
-    if where[0] == "webhook":
-        return len(where) > 1 and where[1] in WEBHOOK_SECRETS
+    if (named := TABLE_SECRETS.get(where[:2])) is not None:
+        return len(where) > 3 and where[3] in named
+    if where[0] in SECTION_SECRETS:
+        return len(where) > 1 and where[1] in SECTION_SECRETS[where[0]]
     if where[0] not in GROUPS or len(where) < 3:
         return False
     kind = data[where[0]][where[1]].get("kind", where[1])

@@ -1,7 +1,8 @@
 """Platforms and usage sources by name: entry points or `package.module:Class`.
 
 A plugin is a dataclass; its fields are its settings. A field's metadata may say
-`{"secret": True}` (only from the environment) or `{"setting": False}` (not the user's to set).
+`{"secret": True}` (only from the environment), `{"setting": False}` (not the user's to set) or
+`{"source": True}` (in the file the name of another usage source, to the plugin the source itself).
 """
 
 from __future__ import annotations
@@ -56,13 +57,34 @@ def plugin_class(group: str, kind: str) -> type[Any]:
 
 def secrets_of(plugin: type[Any]) -> list[str]:
     """Return the names of the settings that may come only from the environment."""
-    return [field.name for field in _settings(plugin) if field.metadata.get("secret")]
+    return [field.name for field in settings_of(plugin) if field.metadata.get("secret")]
 
 
 def required_secrets_of(plugin: type[Any]) -> list[str]:
     """Return the names of the secrets that the plugin cannot do without."""
-    must = [field.name for field in _settings(plugin) if _has_no_default(field)]
+    must = [field.name for field in settings_of(plugin) if _has_no_default(field)]
     return [name for name in secrets_of(plugin) if name in must]
+
+
+def sources_named(plugin: type[Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return which settings name other usage sources, and which they name."""
+    names = [field.name for field in settings_of(plugin) if field.metadata.get("source")]
+    return {name: each for name in names if isinstance(each := settings.get(name), str)}
+
+
+def circles(named: Mapping[str, Mapping[str, str]]) -> list[list[tuple[str, str]]]:
+    """Return each circle of sources once: its sources in order, with the settings that lead on."""
+    found: dict[frozenset[str], list[tuple[str, str]]] = {}
+    for start in named:
+        ways: list[list[tuple[str, str]]] = [[(start, setting)] for setting in named[start]]
+        while ways:
+            way = ways.pop()
+            after = named[way[-1][0]][way[-1][1]]
+            if after == start:
+                found.setdefault(frozenset(name for name, _ in way), way)
+            elif after in named and after not in [name for name, _ in way]:
+                ways += [[*way, (after, setting)] for setting in named[after]]
+    return list(found.values())
 
 
 def complaints_about(
@@ -72,11 +94,20 @@ def complaints_about(
 
     A complaint about the settings as a whole has an empty place.
     """
-    names = [field.name for field in _settings(plugin)]
+    names = [field.name for field in settings_of(plugin)]
     complaints: list[tuple[tuple[str, ...], str]] = [
         ((name,), unknown(name, names)) for name in settings if name not in names
     ]
     known = {name: value for name, value in settings.items() if name in names}
+    complaints += [
+        ((field.name,), "must be the name of another usage source")
+        for field in settings_of(plugin)
+        if field.metadata.get("source") and not isinstance(known.get(field.name, ""), str)
+    ]
+    # One stand-in for each name: two settings that name the same source are given the same.
+    named = sources_named(plugin, known)
+    stand_ins = {name: object() for name in named.values()}
+    known |= {setting: stand_ins[name] for setting, name in named.items()}
     try:
         build(plugin, _with_name(plugin, "check", known))
     except ValidationError as error:
@@ -139,7 +170,8 @@ def _installed(group: str) -> Mapping[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=group)}
 
 
-def _settings(plugin: type[Any]) -> list[dataclasses.Field[Any]]:
+def settings_of(plugin: type[Any]) -> list[dataclasses.Field[Any]]:
+    """Return the fields that are a user's to set."""
     return [field for field in dataclasses.fields(plugin) if field.metadata.get("setting", True)]
 
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from worker.domain import (
     Delivery,
     FrozenTally,
     Invoice,
     InvoiceKey,
+    Owner,
     Span,
     Tally,
     UsageCharge,
     UsageQuery,
 )
-from worker.errors import ReconcilerError
+from worker.errors import ReconcilerError, Stopped
+from worker.overviews import Cursor, Filter, Overview, Page, PreviousTally
 from worker.record import (
+    Act,
     BilledSpan,
     Broken,
     Claim,
@@ -48,6 +51,48 @@ class ChargeWrite:
     error: ReconcilerError | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What is wrong in a platform's own settings, and how to mend it there."""
+
+    told: str
+    mend: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatePlan:
+    """What customers subscribe to, as the platform has it."""
+
+    name: str
+    usage_components: tuple[str, ...]  # what of it is billed by usage
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """Where the platform sends notifications to."""
+
+    url: str  # without credentials
+    faults: tuple[Fault, ...] = ()
+
+
+@runtime_checkable
+class ShowsSettings(Protocol):
+    """A platform whose own settings can be looked at; one that cannot is only checked.
+
+    Raises what a `BillingPlatform` raises; a token may lack the right to look.
+    """
+
+    def clock(self) -> datetime | None:
+        """Return the platform's time as its last answer said; None: it said none."""
+
+    def plans(self) -> Sequence[RatePlan]:
+        """List the rate plans in use, with what keeps their usage from being billed."""
+
+    def webhooks(self) -> Sequence[Webhook]:
+        """List the webhooks in use, with what keeps their notifications from coming."""
+
+
 class BillingPlatform(Protocol):
     """The system that owns invoices.
 
@@ -66,6 +111,9 @@ class BillingPlatform(Protocol):
     def usage_charges(self, invoice: Invoice) -> Sequence[UsageCharge]:
         """List every usage charge of the invoice, each once, whatever the page size."""
 
+    def metadata(self, owner: Owner, owner_id: str) -> Mapping[str, str]:
+        """Read what is kept with a subscription or an account; empty: nothing, or none such."""
+
     def recalculate(
         self, invoice: Invoice, quantities: Mapping[str, int], stopping: Callable[[], bool]
     ) -> Iterator[ChargeWrite]:
@@ -74,6 +122,9 @@ class BillingPlatform(Protocol):
         After the first failure, and once `stopping()`, no further write is sent, and the unsent
         ones are yielded with an error too (Stopped). Closing the iterator sends nothing more.
         """
+
+    def preview(self, invoice: Invoice, quantities: Mapping[str, int]) -> Sequence[UsageCharge]:
+        """Return these charges as they would be with these quantities; nothing is stored."""
 
     def issue(self, invoice: Invoice) -> Invoice:
         """Recalculate the invoice and move it out of pending, once: never repeated in here.
@@ -137,10 +188,13 @@ class Journal(Protocol):
     def wake(self, key: InvoiceKey, entry: Entry) -> None:
         """Make an invoice due at once, with all its attempts, whatever its state; know it anew."""
 
-    def claim(self, key: InvoiceKey, owner: str, at: datetime, lease: timedelta) -> Claim | None:
+    def claim(
+        self, key: InvoiceKey, owner: str, at: datetime, lease: timedelta, trace_id: str = ""
+    ) -> Claim | None:
         """Take the invoice if it is due or held, and unclaimed; otherwise None.
 
-        A claim that its worker did not settle has spent an attempt.
+        A claim that its worker did not settle has spent an attempt. The entry keeps the id that
+        is on the log lines of the run.
         """
 
     def append(self, claim: Claim, entries: Sequence[Entry], lease_until: datetime) -> None:
@@ -164,6 +218,36 @@ class Journal(Protocol):
         False, and nothing changed: a write was begun, a worker is at it, or it is not known.
         """
 
+    def park(self, key: InvoiceKey, entry: Entry) -> bool:
+        """Hold an invoice back until it is released: nothing makes it due, nobody can claim it.
+
+        False, and nothing changed: it is issued, skipped or closed, a worker is at it, or unknown.
+        """
+
+    def release(self, key: InvoiceKey, entry: Entry) -> bool:
+        """Make a parked or held invoice due at once; False, and nothing changed: it is neither."""
+
+    def pause(self, act: Act) -> None:
+        """Let nobody claim an invoice of the act's platform ("": any) until it is resumed."""
+
+    def resume(self, act: Act) -> bool:
+        """Undo a pause; False: there was none."""
+
+    def paused(self) -> Mapping[str, Act]:
+        """Return which platforms ("": all) are paused, and by whose act."""
+
+    def acts(self, limit: int = 1000) -> Sequence[Act]:
+        """Return what people did to no single invoice, newest first."""
+
+    def take_notice(self, channel: str, cause: str, at: datetime, every: timedelta) -> bool:
+        """Take the right to tell a channel of a cause now, before it is told.
+
+        False: it was taken less than `every` ago. Of two that ask at once, one gets it.
+        """
+
+    def give_back_notice(self, channel: str, cause: str, at: datetime, as_if: datetime) -> None:
+        """Nobody could be told of what was taken at this moment: let it be as if taken earlier."""
+
     def close_by_hand(self, key: InvoiceKey, entry: Entry) -> bool:
         """Record that a person settled the invoice, with the entry's reason; nothing is due.
 
@@ -185,6 +269,23 @@ class Journal(Protocol):
     def invoices(self, states: Sequence[State] = (), limit: int = 1000) -> Sequence[InvoiceRow]:
         """Return the invoices in these states (none given: all), oldest first."""
 
+    def search(self, wanted: Filter, limit: int = 50, after: Cursor | None = None) -> Page:
+        """Return a page of the invoices that a filter lets through, oldest or newest first.
+
+        `after` is the page before's. Each invoice comes once, whatever is added meanwhile.
+        """
+
+    def overview(self, now: datetime) -> Overview:
+        """Return how the work on all invoices stands."""
+
+    def previous_tallies(
+        self, key: InvoiceKey, span: Span, count: int = 3
+    ) -> Sequence[PreviousTally]:
+        """Return what other invoices, issued or closed, billed of the same subject and component.
+
+        Only of periods that began before the span's; the newest first, at most `count`.
+        """
+
     def due(self, at: datetime, limit: int = 1000) -> Sequence[InvoiceKey]:
         """Return unclaimed invoices whose time has come, longest overdue first."""
 
@@ -199,3 +300,20 @@ class Journal(Protocol):
 
     def check(self) -> None:
         """Raise unless the journal can be written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What a run needs from outside; time and randomness too."""
+
+    platform: BillingPlatform
+    sources: Mapping[str, UsageSource]
+    journal: Journal
+    now: Callable[[], datetime]
+    random: Callable[[], float]  # in [0, 1)
+    stopping: Callable[[], bool]  # True: this worker was asked to end
+
+    def go_on(self) -> None:
+        """Raise Stopped between two steps when this worker was asked to end."""
+        if self.stopping():
+            raise Stopped("the worker was asked to end")

@@ -9,12 +9,12 @@ are, and an intent without an answer is read back before anything is written aga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from worker.asking import ask
+from worker.counting import spans_of
 from worker.decision import (
     Decision,
     Hold,
@@ -24,23 +24,17 @@ from worker.decision import (
     Verify,
     Wait,
     differences,
-    judge_charges,
     judge_invoice,
     judge_match,
-    judge_tallies,
-    judge_watermarks,
-    queries_by_source,
-    spans_of,
 )
 from worker.domain import (
     FrozenTally,
     Invoice,
     InvoiceKey,
     InvoiceState,
+    Mode,
     Rules,
-    Tally,
     UsageCharge,
-    UsageQuery,
 )
 from worker.errors import (
     JournalUnavailable,
@@ -51,6 +45,7 @@ from worker.errors import (
     Stopped,
     TransientError,
 )
+from worker.judging import judged_and_counted, read_metadata
 from worker.outcomes import (
     Result,
     answered,
@@ -58,12 +53,15 @@ from worker.outcomes import (
     failed,
     held,
     issued,
+    listed,
+    observed,
     retry_delay,
     seen,
     stopped,
     waiting,
 )
-from worker.ports import BillingPlatform, Journal, UsageSource
+from worker.ports import Journal, Ports
+from worker.preview import preview_of
 from worker.record import (
     Claim,
     Entry,
@@ -77,25 +75,15 @@ from worker.record import (
 _SHORT_LEASE = timedelta(seconds=30)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ports:
-    """What a run needs from outside; time and randomness too."""
-
-    platform: BillingPlatform
-    sources: Mapping[str, UsageSource]
-    journal: Journal
-    now: Callable[[], datetime]
-    random: Callable[[], float]  # in [0, 1)
-    stopping: Callable[[], bool]  # True: this worker was asked to end
-
-
-def reconcile(key: InvoiceKey, *, owner: str, ports: Ports, rules: Rules) -> Outcome | None:
+def reconcile(
+    key: InvoiceKey, *, owner: str, ports: Ports, rules: Rules, trace_id: str = ""
+) -> Outcome | None:
     """Work on one invoice as far as it goes now; None: not due, or another worker has it.
 
     Every failure is journaled before this returns; one that is a defect of the program itself
     is raised again after that. JournalUnavailable leaves the claim to run out.
     """
-    claim = ports.journal.claim(key, owner, ports.now(), rules.lease)
+    claim = ports.journal.claim(key, owner, ports.now(), rules.lease, trace_id)
     if claim is None:
         return None
     try:
@@ -125,6 +113,7 @@ class _Run:
         self._began_at = ports.now()
         self._calls_before = ports.platform.calls
         self._history = _history_of(claim, ports.journal)
+        self._charges: Sequence[UsageCharge] = ()
 
     def outcome(self) -> Outcome:
         """Do the work and settle what came of it."""
@@ -150,6 +139,8 @@ class _Run:
             seconds=round((self._ports.now() - self._began_at).total_seconds(), 3),
             calls=self._ports.platform.calls - self._calls_before,
         )
+        if kind is EntryKind.HELD and self._charges:
+            data = {"charges": [listed(charge) for charge in self._charges], **data}
         took = {"seconds": outcome.seconds, "calls": outcome.calls}
         self._note(kind, {"reason": outcome.reason, **data, **took})
         self._ports.journal.settle(self._claim, self._unwritten, outcome)
@@ -164,16 +155,19 @@ class _Run:
         decision = judge_invoice(invoice, known, self._rules)
         if invoice is None or decision:
             return self._carried_out(decision, invoice, ())
-        self._go_on()
-        charges = self._ports.platform.usage_charges(invoice)
+        self._ports.go_on()
+        charges = self._charges = self._ports.platform.usage_charges(invoice)
         if self._history.tallies:
             return self._resumed(invoice, charges, self._history.tallies)
+        charges = read_metadata(charges, self._ports, self._rules)
         return self._carried_out(self._judged_and_counted(charges, known), invoice, charges)
 
     def _resumed(
         self, invoice: Invoice, charges: Sequence[UsageCharge], tallies: tuple[FrozenTally, ...]
     ) -> Result:
         """Go on with the numbers that were frozen, unless they are billed elsewhere by now."""
+        if self._rules.mode is Mode.OBSERVE:
+            return held("it was begun, and the mode is observe since; set it to write, then replay")
         others = self._ports.journal.billed(self._claim.key, [t.span for t in tallies])
         if others and not progress_of(self._history.entries).unfinished:
             return held(billed_elsewhere(others[0]))
@@ -189,6 +183,8 @@ class _Run:
                 return EntryKind.SKIPPED, Outcome(state=State.SKIPPED, reason=reason), {}
             case Verify(), Invoice():
                 return self._verified(invoice, self._history.tallies)
+            case Recalculate(tallies), Invoice() if self._rules.mode is Mode.OBSERVE:
+                return observed(preview_of(invoice, charges, tallies, self._ports.platform))
             case Recalculate(tallies), Invoice():
                 return self._recalculated(invoice, charges, tallies)
             case Hold(reason), _:
@@ -208,28 +204,12 @@ class _Run:
         )
 
     def _judged_and_counted(self, charges: Sequence[UsageCharge], known: Known) -> Decision:
-        rules = self._rules
-        billed = self._ports.journal.billed(self._claim.key, spans_of(charges, rules))
-        decision = judge_charges(charges, billed, known, rules)
-        if decision is not None:
-            return decision
-        plan = queries_by_source(charges, rules)
-        watermarks = {
-            name: ask(self._ports.sources, name, lambda s: s.watermark()) for name in plan
-        }
-        behind = judge_watermarks(charges, watermarks, rules, self._ports.now())
-        if behind is not None:
-            return behind
-        asked = [query for queries in plan.values() for query in queries]
-        tallies = [tally for name, queries in plan.items() for tally in self._count(name, queries)]
-        decision = judge_tallies(asked, tallies, rules)
-        if isinstance(decision, Recalculate):
+        """Count what the charges bill, and freeze it where it is to be written."""
+        billed = self._ports.journal.billed(self._claim.key, spans_of(charges, self._rules))
+        decision = judged_and_counted(charges, billed, known, self._ports, self._rules)
+        if isinstance(decision, Recalculate) and self._rules.mode is Mode.WRITE:
             self._freeze(decision.tallies)
         return decision
-
-    def _count(self, source: str, queries: tuple[UsageQuery, ...]) -> Sequence[Tally]:
-        self._go_on()
-        return ask(self._ports.sources, source, lambda asked: asked.count(queries))
 
     def _freeze(self, tallies: tuple[FrozenTally, ...]) -> None:
         now = self._ports.now()
@@ -244,7 +224,7 @@ class _Run:
         wanted = differences(charges, tallies)
         if wanted and not judge_match(charges, tallies):
             self._write(invoice, charges, wanted)
-            self._go_on()
+            self._ports.go_on()
             charges = self._ports.platform.usage_charges(invoice)
         mismatch = judge_match(charges, tallies)
         if mismatch is not None:
@@ -255,7 +235,7 @@ class _Run:
 
     def _issued(self, invoice: Invoice, tallies: tuple[FrozenTally, ...]) -> Result:
         """Issue the invoice if it is still pending, and read back that it is."""
-        self._go_on()
+        self._ports.go_on()
         now_there = self._ports.platform.invoice(invoice.id)
         if now_there is None or now_there.state is not InvoiceState.PENDING:
             raise TransientError("the invoice changed while we were at work on it")
@@ -268,7 +248,7 @@ class _Run:
     def _write(
         self, invoice: Invoice, charges: Sequence[UsageCharge], wanted: Mapping[str, int]
     ) -> None:
-        self._go_on()
+        self._ports.go_on()
         for charge in charges:
             if charge.id in wanted:
                 data = {
@@ -293,7 +273,7 @@ class _Run:
             raise failure
 
     def _issue(self, invoice: Invoice) -> None:
-        self._go_on()
+        self._ports.go_on()
         self._note(EntryKind.ISSUE_INTENT, {"version": invoice.version})
         self._append()
         try:
@@ -319,11 +299,6 @@ class _Run:
         attempt = self._history.row.attempt + 1
         wait = retry_delay(attempt, retry_after, self._ports.random(), self._rules)
         return failed(reason, attempt, self._ports.now() + wait, self._rules)
-
-    def _go_on(self) -> None:
-        """Raise Stopped between two steps when this worker was asked to end."""
-        if self._ports.stopping():
-            raise Stopped("the worker was asked to end")
 
     def _note(self, kind: EntryKind, data: dict[str, Any]) -> None:
         self._unwritten.append(Entry(kind=kind, at=self._ports.now(), data=data))

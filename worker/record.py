@@ -18,6 +18,8 @@ class State(StrEnum):
     WAITING = "waiting"  # nothing is wrong; not before due_at
     RETRYING = "retrying"  # something failed; again at due_at
     HELD = "held"  # a person must look
+    PARKED = "parked"  # a person holds it back; only a release lets it go
+    OBSERVED = "observed"  # counted, and nothing was written: the mode is observe
     ISSUED = "issued"  # by us, and read back
     SKIPPED = "skipped"  # nothing for us to do
     CLOSED = "closed"  # a person settled it by hand, and said so
@@ -28,11 +30,14 @@ class EntryKind(StrEnum):
 
     DELIVERED = "delivered"  # a notification named the invoice
     REPLAYED = "replayed"  # an operator asked for another run
+    PARKED = "parked"  # an operator holds it back, with the reason
+    RELEASED = "released"  # an operator lets it go, with the reason
     FOUND = "found"  # a sweep saw it pending, and no notification had told of it
     CLAIMED = "claimed"  # a worker took the invoice
     FETCHED = "fetched"  # what the platform said of it
     COUNTED = "counted"  # tallies frozen
     DISCARDED = "discarded"  # frozen tallies given up for a recount; nothing was written yet
+    PREVIEWED = "previewed"  # what would be billed; nothing was written
     CHARGE_INTENT = "charge_intent"  # about to write a quantity on a charge
     CHARGE_ANSWER = "charge_answer"  # what became of that
     ISSUE_INTENT = "issue_intent"  # about to issue
@@ -138,6 +143,17 @@ class Broken:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.fault}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """What a person did that concerns no single invoice."""
+
+    at: datetime
+    by: str
+    verb: str
+    reason: str
+    platform: str = ""  # empty: all of them
 
 
 class Receipt(StrEnum):

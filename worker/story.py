@@ -40,7 +40,7 @@ def story_json(history: History) -> dict[str, Any]:
             }
             for delivery in history.deliveries
         ],
-        "tallies": [_tally_json(tally) for tally in history.tallies],
+        "tallies": [tally_json(tally) for tally in history.tallies],
         "entries": [
             {"at": utc_text(entry.at), "kind": entry.kind.value, "data": entry.data}
             for entry in history.entries
@@ -88,7 +88,7 @@ def _counted(history: History) -> Iterator[str]:
         return
     yield ""
     yield "What was counted"
-    charges, before = charges_by_id(history), _quantities_before(history)
+    charges, before = charges_by_id(history), quantities_before(history)
     currency = last_seen(history).get("currency", "")
     asked: tuple[object, ...] = ()
     for tally in history.tallies:
@@ -98,7 +98,7 @@ def _counted(history: History) -> Iterator[str]:
         changed = f" (was {was})" if was is not None else ""
         yield f"  {tally.span.component}: {tally.quantity}{changed}{priced}"
         question = _question(tally)
-        yield from (f"    {line}" for line in _explained(tally, again=question == asked))
+        yield from (f"    {line}" for line in tally_lines(tally, again=question == asked))
         asked = question
 
 
@@ -107,32 +107,44 @@ def _question(tally: FrozenTally) -> tuple[object, ...]:
     return tally.evidence.source, tally.evidence.query, tally.evidence.parameters
 
 
-def _explained(tally: FrozenTally, *, again: bool) -> Iterator[str]:
+def tally_lines(tally: FrozenTally, *, again: bool = False) -> Iterator[str]:
+    """Explain one counted number; `again`: the tally before it told of the same statement."""
     evidence = tally.evidence
     counted = "" if tally.events is None else f", {tally.events} events"
-    yield f"charge {tally.charge_id}"
+    if tally.charge_id:
+        yield f"charge {tally.charge_id}"
     yield f"{tally.aggregation} of {tally.metric!r} by {tally.span.subject!r}{counted}"
     yield f"{utc_text(tally.span.period.start)} <= time < {utc_text(tally.span.period.end)}"
+    if tally.filters:
+        yield f"where {', '.join(f'{column} is {value!r}' for column, value in tally.filters)}"
     if tally.value != tally.quantity:
-        yield f"counted {tally.value}, rounded {tally.rounding}"
+        divided = "" if tally.divide_by == 1 else f", divided by {tally.divide_by}"
+        yield f"counted {tally.value}{divided}, rounded {tally.rounding}"
     if again:
         yield "source and query: as above"
     else:
-        yield f"source: {evidence.source}"
+        yield f"source: {tally.source}, {evidence.source}"
         yield f"query: {' '.join(evidence.query.split())}"
         yield f"with: {json.dumps(evidence.parameters, ensure_ascii=False)}"
     if evidence.watermark:
         yield f"the source had everything up to {utc_text(evidence.watermark)}"
-    yield f"asked {utc_text(evidence.asked_at)}, answer SHA-256 {evidence.digest}"
+    if evidence.stored_until:
+        yield f"of what was stored until {utc_text(evidence.stored_until)}"
+    yield from (f"note: {note}" for note in evidence.notes)
+    yield (
+        f"asked {utc_text(evidence.asked_at)} by version {tally.program},"
+        f" answer SHA-256 {evidence.digest}"
+    )
 
 
 def _happened(history: History) -> Iterator[str]:
     times = {delivery.id: delivery.times for delivery in history.deliveries}
     for entry in history.entries:
-        yield f"  {entry.at:%Y-%m-%d %H:%M:%S.%f}Z  {entry.kind.value:<14} {_told(entry, times)}"
+        yield f"  {entry.at:%Y-%m-%d %H:%M:%S.%f}Z  {entry.kind.value:<14} {told(entry, times)}"
 
 
-def _told(entry: Entry, times: dict[str, int]) -> str:
+def told(entry: Entry, times: dict[str, int]) -> str:
+    """Tell what an entry says, in a line; `times` says how often each delivery came."""
     data = entry.data
     match entry.kind:
         case EntryKind.DELIVERED:
@@ -177,7 +189,8 @@ def _plainly(data: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _quantities_before(history: History) -> dict[str, str | None]:
+def quantities_before(history: History) -> dict[str, str | None]:
+    """Return what stood on each charge that was written, before the first write."""
     before: dict[str, str | None] = {}
     for entry in history.entries:
         if entry.kind is EntryKind.CHARGE_INTENT:
@@ -185,7 +198,8 @@ def _quantities_before(history: History) -> dict[str, str | None]:
     return before
 
 
-def _tally_json(tally: FrozenTally) -> dict[str, Any]:
+def tally_json(tally: FrozenTally) -> dict[str, Any]:
+    """Return one counted number with all that explains it, JSON-ready."""
     evidence = tally.evidence
     return {
         "charge_id": tally.charge_id,
@@ -195,16 +209,22 @@ def _tally_json(tally: FrozenTally) -> dict[str, Any]:
         "subject": tally.span.subject,
         "metric": tally.metric,
         "aggregation": tally.aggregation.value,
+        "filters": dict(tally.filters),
         "quantity": tally.quantity,
         "value": str(tally.value),
+        "divide_by": str(tally.divide_by),
         "rounding": tally.rounding.value,
         "events": tally.events,
-        "source": evidence.source,
+        "source": tally.source,
+        "place": evidence.source,
         "query": evidence.query,
         "parameters": evidence.parameters,
         "asked_at": utc_text(evidence.asked_at),
         "sha256": evidence.digest,
         "watermark": _moment(evidence.watermark),
+        "stored_until": _moment(evidence.stored_until),
+        "notes": list(evidence.notes),
+        "program": tally.program,
     }
 
 

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
-from worker.domain import Delivery, Invoice, InvoiceState, UsageCharge
+from worker.domain import Delivery, Invoice, InvoiceState, Owner, UsageCharge
 from worker.errors import (
     OutcomeUnknown,
     PlatformAnswerInvalid,
@@ -24,9 +24,10 @@ from worker.errors import (
     Stopped,
     TransientError,
 )
+from worker.platforms import billforward_settings as settings
 from worker.platforms import billforward_wire as wire
 from worker.platforms.rest import NotFound, RestClient, RestLimits
-from worker.ports import ChargeWrite
+from worker.ports import ChargeWrite, RatePlan, Webhook
 
 _PAGE = 200
 _MOST_PAGES = 100
@@ -87,6 +88,10 @@ class BillForward:
     def longest_call(self) -> timedelta:
         return timedelta(seconds=self.connect_timeout_seconds + self.read_timeout_seconds)
 
+    def tell_requests(self, to: Callable[[str, float], None]) -> None:
+        """Call this after each request with its status code ("none": no answer) and its seconds."""
+        self._rest.told = to
+
     def parse_delivery(self, body: bytes) -> Delivery:
         return wire.delivery(self.name, body, owes_ack=self.acknowledge)
 
@@ -116,12 +121,24 @@ class BillForward:
             raise TransientError(f"the list of charges lacks {sorted(missing)[0]} of the invoice")
         return found
 
+    def metadata(self, owner: Owner, owner_id: str) -> Mapping[str, str]:
+        try:
+            answer = self._rest.get(f"/{owner.value}s/{quote(owner_id, safe='')}")
+        except NotFound:
+            return {}
+        return next((wire.metadata(row, owner_id) for row in wire.results(answer)), {})
+
     def recalculate(
         self, invoice: Invoice, quantities: Mapping[str, int], stopping: Callable[[], bool]
     ) -> Iterator[ChargeWrite]:
         if self.recalculation == "batch":
             return self._recalculate_batch(invoice, quantities)
         return self._recalculate_each(invoice, quantities, stopping)
+
+    def preview(self, invoice: Invoice, quantities: Mapping[str, int]) -> Sequence[UsageCharge]:
+        rows = self._batch(quantities, dry_run=True)
+        writes = [wire.written(one, n, invoice.id, rows) for one, n in quantities.items()]
+        return [write.charge for write in writes if write.charge is not None]
 
     def issue(self, invoice: Invoice) -> Invoice:
         answer = self._rest.post_once(
@@ -157,6 +174,33 @@ class BillForward:
     def acknowledge_delivery(self, delivery_id: str) -> None:
         # A GET with an effect: sent once, and never by a layer that repeats reads.
         self._rest.get_once(f"/notifications/ack/{quote(delivery_id, safe='')}")
+
+    def clock(self) -> datetime | None:
+        return self._rest.date
+
+    def plans(self) -> Sequence[RatePlan]:
+        return [settings.plan(row) for row in self._setting_rows("/product-rate-plans")]
+
+    def webhooks(self) -> Sequence[Webhook]:
+        rows = self._setting_rows("/webhooks")
+        return [settings.webhook(row, acknowledge=self.acknowledge) for row in rows]
+
+    def _setting_rows(self, path: str) -> Iterator[dict[str, Any]]:
+        """List what is not retired. How large a page is, the platform does not always say."""
+        query: dict[str, str | int] = {
+            "records": _PAGE,
+            "order_by": "created",
+            "order": "ASC",
+            "include_retired": "false",
+        }
+        offset = 0
+        for _ in range(_MOST_PAGES):
+            rows = wire.results(self._rest.get(path, {**query, "offset": offset}))
+            if not rows:
+                return
+            yield from rows
+            offset += len(rows)
+        raise PlatformAnswerInvalid(f"more than {_MOST_PAGES} pages of {path}")
 
     def check(self) -> None:
         wire.results(self._rest.get("/invoices/state/Pending", {"records": 1, "order": "ASC"}))
@@ -227,18 +271,8 @@ class BillForward:
     ) -> Iterator[ChargeWrite]:
         if not quantities:
             return
-        charges = [
-            {
-                "id": charge_id,
-                "pricingComponentValue": quantity,
-                "recalculationBehaviour": self.charge_behaviour,
-            }
-            for charge_id, quantity in quantities.items()
-        ]
-        body = {"charges": charges, "recalculateInvoices": False, "dryRun": False}
         try:
-            batches = wire.results(self._rest.put_value("/charges/recalculate", body))
-            rows = wire.rows(batches[0].get("charges") if batches else None, "charges")
+            rows = self._batch(quantities, dry_run=False)
         except ReconcilerError as error:
             for charge_id in quantities:
                 yield ChargeWrite(charge_id=charge_id, error=error)
@@ -248,6 +282,20 @@ class BillForward:
                 yield wire.written(charge_id, quantity, invoice.id, rows)
             except ReconcilerError as error:
                 yield ChargeWrite(charge_id=charge_id, error=error)
+
+    def _batch(self, quantities: Mapping[str, int], *, dry_run: bool) -> list[dict[str, Any]]:
+        """Recalculate charges in one request; return their rows."""
+        charges = [
+            {
+                "id": charge_id,
+                "pricingComponentValue": quantity,
+                "recalculationBehaviour": self.charge_behaviour,
+            }
+            for charge_id, quantity in quantities.items()
+        ]
+        body = {"charges": charges, "recalculateInvoices": False, "dryRun": dry_run}
+        batches = wire.results(self._rest.put_value("/charges/recalculate", body))
+        return wire.rows(batches[0].get("charges") if batches else None, "charges")
 
 
 def _is_plain_url(text: str) -> bool:

@@ -161,6 +161,20 @@ def charge_version(row: Mapping[str, Any]) -> int:
     return _whole(row, "versionNumber")
 
 
+def metadata(row: Mapping[str, Any], owner_id: str) -> Mapping[str, str]:
+    """Read the metadata of a subscription or an account; its values are any scalars, as text."""
+    if _text(row, "id") != owner_id:
+        raise PlatformAnswerInvalid(f"asked for {owner_id}, got {_text(row, 'id')}")
+    given = row.get("metadata") or {}
+    if not isinstance(given, dict):
+        raise PlatformAnswerInvalid(f"the metadata of {owner_id} is not an object")
+    return {
+        key: str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in given.items()
+        if isinstance(value, str | int | Decimal)
+    }
+
+
 def is_usage(row: Mapping[str, Any]) -> bool:
     """Tell whether a charge is priced from usage and still counts."""
     return row.get("pricingComponentType") == "usage" and row.get("state") != "Voided"

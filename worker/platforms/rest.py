@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -79,6 +80,8 @@ class RestClient:
     ) -> None:
         """Make a client; `error_of` finds an error in a parsed body, whatever its status."""
         self.calls = 0
+        self.date: datetime | None = None  # the platform's time, by its last answer
+        self.told: Callable[[str, float], None] = _told_nobody
         self._token = token
         self._base_url = base_url.rstrip("/")
         self._limits = limits
@@ -135,6 +138,7 @@ class RestClient:
         no_answer = PlatformUnavailable if method == "GET" else OutcomeUnknown
         with self._counting:
             self.calls += 1
+        began, code = time.monotonic(), "none"
         try:
             response = self._session.request(
                 method,
@@ -144,9 +148,13 @@ class RestClient:
                 timeout=(self._limits.connect, self._limits.read),
                 allow_redirects=False,
             )
+            code = str(response.status_code)
+            self.date = _moment(response.headers.get("Date"))
         except requests.RequestException as error:
             kind = PlatformUnavailable if _never_sent(error) else no_answer
             raise kind(f"{what}: {_plain(error)}") from error
+        finally:
+            self.told(code, time.monotonic() - began)
         return self._answer(what, response, no_answer)
 
     def _answer(
@@ -195,6 +203,10 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
+def _told_nobody(_code: str, _seconds: float) -> None:
+    """Stand in until somebody wants to be told of requests."""
+
+
 _UNREADABLE = object()
 _BACKOFF = wait_random_exponential(multiplier=0.2, max=5)
 
@@ -234,12 +246,17 @@ def _retry_after(text: str | None) -> timedelta | None:
         return timedelta.max
     except ValueError:
         pass
+    moment = _moment(text)
+    return None if moment is None else max(timedelta(0), moment - datetime.now(UTC))
+
+
+def _moment(text: str | None) -> datetime | None:
+    """Read an HTTP date; None where it is none."""
     try:
-        moment = parsedate_to_datetime(text)
+        moment = parsedate_to_datetime(text or "")
     except (ValueError, OverflowError):
         return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return max(timedelta(0), moment - datetime.now(UTC))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _about(status: int) -> Literal["request", "credentials", "absence", "platform"] | None:

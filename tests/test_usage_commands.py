@@ -1,0 +1,164 @@
+"""Counting at the command line: without an invoice, and again what was billed."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from builders import INV, KEY, LEASE, NOW, delivery, frozen
+from click.testing import CliRunner, Result
+
+from worker.cli import main
+from worker.journal.sqlite import SqliteJournal
+
+CONFIG = """
+[platforms.billforward]
+base_url = "http://127.0.0.1:1/v1"
+[journal]
+url = "sqlite:///journal.db"
+[usage_sources.events]
+kind = "sql"
+url = "sqlite:///usage.db"
+table = "usage"
+subject_column = "subject"
+metric_column = "metric"
+time_column = "at"
+time_format = "iso"
+quantity_column = "bytes"
+[components."Text messages"]
+source = "events"
+metric = "text_message"
+[components."Traffic"]
+source = "events"
+metric = "traffic"
+aggregation = "sum"
+divide_by = 1024
+rounding = "up"
+"""
+
+
+@pytest.fixture(name="place", autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installation with three messages and some traffic of SUB-1, and no secrets set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RECONCILER_CONFIG", "config.toml")
+    (tmp_path / "config.toml").write_text(CONFIG)
+    rows = [
+        ("SUB-1", "text_message", "2015-11-02T12:18:51Z", 1),
+        ("SUB-1", "text_message", "2015-12-02T12:18:50.999999Z", 1),
+        ("SUB-1", "text_message", "2015-12-02T12:18:51Z", 1),
+        ("SUB-1", "traffic", "2015-11-10T00:00:00Z", 4097),
+    ]
+    with closing(sqlite3.connect(tmp_path / "usage.db")) as db, db:
+        db.execute("CREATE TABLE usage (subject TEXT, metric TEXT, at TEXT, bytes INTEGER)")
+        db.executemany("INSERT INTO usage VALUES (?, ?, ?, ?)", rows)
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    """Run the command in its own streams."""
+    return CliRunner().invoke(main, arguments)
+
+
+def count(name: str, *more: str) -> Result:
+    """Count a component of SUB-1 over the example's period."""
+    bounds = ("--from", "2015-11-02T12:18:51Z", "--to", "2015-12-02T13:18:51+01:00")
+    return run("count", "--component", name, "--subject", "SUB-1", *bounds, *more)
+
+
+def billed(place: Path, quantity: int) -> None:
+    """Journal an invoice that was counted."""
+    with closing(SqliteJournal(place / "journal.db")) as journal:
+        journal.record_delivery(delivery(), NOW)
+        claim = journal.claim(KEY, "one", NOW, LEASE)
+        assert claim is not None
+        journal.freeze(claim, [], [frozen(quantity)], NOW)
+
+
+def test_a_component_is_counted_without_an_invoice() -> None:
+    """The quantity stands first, then all that explains it; the end does not count."""
+    result = count("Text messages")
+    assert result.exit_code == 0, result.output
+    first, *rest = result.stdout.splitlines()
+    assert first == "Text messages: 2"
+    assert "  2015-11-02T12:18:51Z <= time < 2015-12-02T12:18:51Z" in rest
+    assert any(line.startswith("  query: SELECT") for line in rest)
+
+
+def test_a_count_is_scaled_and_rounded_as_an_invoice_would_be() -> None:
+    """What is printed is what would be billed, with the value it was made of."""
+    result = count("Traffic", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["quantity"], told["value"], told["divide_by"]) == (5, "4097", "1024")
+
+
+def test_what_an_invoice_would_be_held_for_is_said() -> None:
+    """An unknown subject is no 0 at the command line either."""
+    result = run(
+        *("count", "--component", "Traffic", "--subject", "nobody"),
+        *("--from", "2015-11-01", "--to", "2015-12-01"),
+    )
+    assert result.exit_code == 3
+    assert result.stdout == ""
+    assert 'an invoice would be held: source "events" does not know "nobody"' in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("Textmessages", "2015-11-01", "2015-12-01"), 'did you mean "Text messages"?'),
+        (("Traffic", "2015-11-01T00:00:00", "2015-12-01"), "has no zone"),
+        (("Traffic", "November", "2015-12-01"), "is no moment such as"),
+        (("Traffic", "2015-12-01", "2015-11-01"), "--to lies before --from"),
+    ],
+)
+def test_what_cannot_be_counted_is_named(arguments: tuple[str, str, str], told: str) -> None:
+    """A component that is not there, a time without a zone or no time, and an inverted period."""
+    name, start, end = arguments
+    result = run("count", "--component", name, "--subject", "S", "--from", start, "--to", end)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_a_recount_that_agrees(place: Path) -> None:
+    """Billed, recounted and a difference of 0, exit code 0."""
+    billed(place, 2)
+    result = run("recount", INV)
+    assert result.exit_code == 0, result.output
+    head, line = result.stdout.splitlines()
+    assert head.split() == ["component", "billed", "recounted", "difference"]
+    assert line.split() == ["Text", "messages", "2015-11-02", "2", "2", "0"]
+
+
+def test_a_recount_that_differs_needs_a_person(place: Path) -> None:
+    """The difference is printed with its sign, exit code 3; nothing is changed."""
+    billed(place, 105)
+    before = (place / "journal.db").read_bytes()
+    result = run("recount", INV)
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[1].split()[-3:] == ["105", "2", "-103"]
+    (told,) = json.loads(run("recount", INV, "--json").stdout)
+    assert (told["billed"], told["recounted"], told["difference"]) == (105, 2, -103)
+    assert (place / "journal.db").read_bytes() == before
+
+
+def test_a_recount_without_its_source_says_so(place: Path) -> None:
+    """A source that is gone from the disk is named, exit code 3."""
+    billed(place, 2)
+    (place / "usage.db").unlink()
+    result = run("recount", INV)
+    assert result.exit_code == 3
+    assert 'source "events":' in result.stdout
+
+
+def test_what_was_never_counted_cannot_be_recounted(place: Path) -> None:
+    """An invoice without frozen counts, and one that nobody knows, are named."""
+    with closing(SqliteJournal(place / "journal.db")) as journal:
+        journal.record_delivery(delivery(), NOW)
+    result = run("recount", INV)
+    assert result.exit_code == 1
+    assert f"{INV}: nothing of it was counted yet" in result.stderr

@@ -1,0 +1,149 @@
+"""`reconciler count|recount|sources`: what operators ask of usage sources."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime
+from typing import Any
+
+import click
+
+from worker.asking import ask
+from worker.config import Config
+from worker.counting import frozen_tally
+from worker.domain import Component, FrozenTally, Period, Tally, UsageQuery, utc_text
+from worker.errors import ConfigError
+from worker.invoice_commands import (
+    NEEDS_ATTENTION,
+    Moment,
+    as_json,
+    invoice_argument,
+    invoice_key,
+    platform_option,
+    print_json,
+)
+from worker.journal import open_journal
+from worker.plugins import suggestion
+from worker.ports import UsageSource
+from worker.recount import Recount
+from worker.recount import recount as counted_again
+from worker.story import tally_json, tally_lines
+from worker.wiring import configured, open_sources
+
+
+@click.command()
+@click.option("--component", "name", required=True, help="A component of the config, by its name.")
+@click.option("--subject", required=True, help="Whose usage: the id that the source keys it by.")
+@click.option("--from", "start", type=Moment(), required=True, help="The start, which counts.")
+@click.option("--to", "end", type=Moment(), required=True, help="The end, which does not count.")
+@as_json
+def count(name: str, subject: str, start: datetime, end: datetime, *, as_json: bool) -> None:
+    """Count one component's usage, without an invoice; nothing is written.
+
+    \b
+    reconciler count --component "Text messages" --subject SUB-… \\
+        --from 2026-10-01 --to 2026-11-01
+    """  # noqa: D301  click reads the backspace itself
+    config = configured()
+    component = _component(config, name)
+    if end < start:
+        raise click.UsageError("--to lies before --from")
+    query = UsageQuery(
+        charge_id="",
+        subject=subject,
+        component=component.name,
+        metric=component.metric,
+        aggregation=component.aggregation,
+        period=Period(start, end),
+        filters=component.filters,
+    )
+    tallies = ask(_sources(config), component.source, lambda source: list(source.count([query])))
+    _tell_count(component, query, list(tallies), as_json=as_json)
+
+
+def _sources(config: Config) -> dict[str, UsageSource]:
+    """Make the sources, which need no secret but their own."""
+    missing = [told for told in config.missing_secrets if told.startswith("usage_sources.")]
+    if missing:
+        raise ConfigError(missing)
+    return open_sources(config)
+
+
+def _component(config: Config, name: str) -> Component:
+    components = config.rules.components
+    if name not in components:
+        raise click.UsageError(
+            f"the config has no component {name!r}{suggestion(name, components)}"
+        )
+    return components[name]
+
+
+def _tell_count(
+    component: Component, query: UsageQuery, tallies: list[Tally], *, as_json: bool
+) -> None:
+    result = frozen_tally(query, tallies, component)
+    if isinstance(result, str):
+        click.echo(f"an invoice would be held: {result}", err=True)
+        sys.exit(NEEDS_ATTENTION)
+    if as_json:
+        print_json(tally_json(result))
+        return
+    click.echo(f"{component.name}: {result.quantity}")
+    for line in tally_lines(result):
+        click.echo(f"  {line}")
+
+
+@click.command()
+@invoice_argument
+@platform_option
+@click.option("--late-too", is_flag=True, help="With what came in after the count.")
+@as_json
+def recount(invoice_id: str, platform: str | None, *, late_too: bool, as_json: bool) -> None:
+    """Count again what an invoice was billed, and print the difference; nothing is written."""
+    config = configured()
+    with closing(open_journal(config.journal.url)) as journal:
+        history = journal.history(invoice_key(config, journal, invoice_id, platform))
+    if history is None or not history.tallies:
+        raise click.ClickException(f"{invoice_id}: nothing of it was counted yet")
+    results = list(counted_again(history.tallies, _sources(config), late_too=late_too))
+    if as_json:
+        print_json([_as_json(result) for result in results])
+    else:
+        for line in _table(results):
+            click.echo(line)
+    if any(result.fault or result.difference for result in results):
+        sys.exit(NEEDS_ATTENTION)
+
+
+def _as_json(result: Recount) -> dict[str, Any]:
+    billed = result.billed
+    return {
+        "charge_id": billed.charge_id,
+        "component": billed.span.component,
+        "period_start": utc_text(billed.span.period.start),
+        "period_end": utc_text(billed.span.period.end),
+        "billed": billed.quantity,
+        "recounted": result.quantity,
+        "difference": result.difference,
+        "value_billed": str(billed.value),
+        "value_recounted": None if result.value is None else str(result.value),
+        "fault": result.fault,
+    }
+
+
+def _table(results: list[Recount]) -> Iterator[str]:
+    width = max(len(_name(result.billed)) for result in results)
+    yield f"{'component':<{width}}  {'billed':>12}  {'recounted':>12}  {'difference':>12}"
+    for result in results:
+        name, billed = _name(result.billed), result.billed.quantity
+        if result.difference is None:
+            yield f"{name:<{width}}  {billed:>12}  {result.fault}"
+            continue
+        difference = f"{result.difference:+}" if result.difference else "0"
+        yield f"{name:<{width}}  {billed:>12}  {result.quantity:>12}  {difference:>12}"
+
+
+def _name(tally: FrozenTally) -> str:
+    return f"{tally.span.component} {tally.span.period.start:%Y-%m-%d}"
