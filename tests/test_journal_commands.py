@@ -91,6 +91,9 @@ def test_a_copy_is_told(url: str, new_journal_url: Callable[[str], str], to: str
         "        2 tallies",
         "        1 ignored",
         "        1 acks",
+        "        0 acts",
+        "        0 pauses",
+        "        0 notices",
         "every invoice's chain was recomputed in the copy: all whole",
     ]
     again = run("copy", url, target)

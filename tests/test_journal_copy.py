@@ -14,7 +14,7 @@ from worker.errors import ReconcilerError
 from worker.journal import open_journal
 from worker.journal.copy import copy_journal
 from worker.journal.sql import SqlJournal
-from worker.record import EntryKind, Receipt
+from worker.record import Act, EntryKind, Receipt
 
 KINDS = ("sqlite", "postgres")
 Open = Callable[[str], SqlJournal]
@@ -35,6 +35,8 @@ def test_a_copy_holds_everything(opened: Open, of: str, to: str) -> None:
     body = bytes(range(256))
     source.record_delivery(delivery(id="NOT-9", body=body, owes_ack=True), NOW)
     source.wake(other_key(7), entry(EntryKind.REPLAYED, text="ü \0 ✓"))
+    source.pause(Act(at=NOW, by="ana", verb="pause", reason="", platform="stripe"))
+    assert source.take_notice("slack", "fraction", NOW, LEASE)
     copied = copy_journal(source, target, NOW)
     assert copied == source.counts() == target.counts()
     assert copied == {
@@ -44,7 +46,11 @@ def test_a_copy_holds_everything(opened: Open, of: str, to: str) -> None:
         "tallies": 2,
         "ignored": 1,
         "acks": 2,
+        "acts": 1,
+        "pauses": 1,
+        "notices": 1,
     }
+    assert not target.take_notice("slack", "fraction", NOW, LEASE)
     assert target.acks_owed("billforward") == source.acks_owed("billforward")
     assert target.ignored() == source.ignored()
     assert target.invoices() == source.invoices()

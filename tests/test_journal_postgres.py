@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from builders import KEY, LEASE, NOW, delivery
 from contracts import JournalContract, entry
+from contracts_acts import ActsContract
 from postgres import Server
 
 from worker.errors import ConfigError, JournalUnavailable
@@ -22,6 +23,15 @@ from worker.record import EntryKind, Receipt
 
 class TestPostgresJournal(JournalContract):
     """Run the contract on databases."""
+
+    @pytest.fixture
+    def url(self, postgres_url: str) -> str:
+        """Name this test's database."""
+        return postgres_url
+
+
+class TestPostgresActs(ActsContract):
+    """Run the contract of acts on databases."""
 
     @pytest.fixture
     def url(self, postgres_url: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from builders import KEY, LEASE, NOW, delivery, frozen, other_key
 from contracts import DONE, JournalContract, entry
+from contracts_acts import ActsContract
 
 from worker.errors import ConfigError, JournalUnavailable
 from worker.journal import open_journal
@@ -28,6 +29,15 @@ class TestSqliteJournal(JournalContract):
     def url(self, tmp_path: Path) -> str:
         """Name this test's file, in a folder that is not there yet."""
         return f"sqlite:///{tmp_path}/state/journal.db"
+
+
+class TestSqliteActs(ActsContract):
+    """Run the contract of acts on files."""
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        """Name this test's file."""
+        return f"sqlite:///{tmp_path}/journal.db"
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
-from builders import INV, KEY, LEASE, NOW, delivery, frozen, other_key
+from builders import INV, KEY, LEASE, NOW, delivery, frozen, invoice, other_key
 from contracts import DONE, entry, tamper
 
 from worker.domain import InvoiceKey
 from worker.journal import open_journal
 from worker.journal.sql import SqlJournal
+from worker.outcomes import seen
 from worker.record import EntryKind
 
 
@@ -34,7 +35,8 @@ def fill(journal: SqlJournal) -> None:
     journal.record_delivery(delivery(), NOW)
     claim = journal.claim(KEY, "one", NOW, LEASE)
     assert claim is not None
-    journal.freeze(claim, [entry()], [frozen(), frozen(0, charge_id="CHG-2")], NOW)
+    fetched = entry(**seen(invoice()))
+    journal.freeze(claim, [fetched], [frozen(), frozen(0, charge_id="CHG-2")], NOW)
     journal.append(claim, [entry(EntryKind.ISSUE_INTENT)], NOW + LEASE)
     journal.settle(claim, [entry(EntryKind.ISSUED)], DONE)
     journal.record_delivery(delivery(id="NOT-2", invoice_id=other_key(1).invoice_id), NOW)
@@ -119,6 +121,28 @@ THIS = f"platform = 'billforward' AND invoice_id = '{INV}'"
             "the table of tallies is not what its entries counted",
         ),
         (
+            f"UPDATE tallies SET quantity = '15' WHERE charge_id = 'CHG-1' AND {THIS}",
+            4,
+            "the table of tallies is not what its entries counted",
+        ),
+        *(
+            (
+                f"UPDATE invoices SET {name} = {value} WHERE {THIS}",
+                None,
+                f"the invoice's row says another {name} than its entries",
+            )
+            for name, value in (
+                ("subscription_id", "'SUB-2'"),
+                ("account_id", "''"),
+                ("total", "'5.1'"),
+                ("currency", "'EUR'"),
+                ("components", "''"),
+                ("period_start", "NULL"),
+                ("period_end", "'2016'"),
+                ("issued_at", "NULL"),
+            )
+        ),
+        (
             f"UPDATE deliveries SET body = '{{}}' WHERE {THIS}",
             1,
             f"the body of delivery {delivery().id} is not what its digest says",
@@ -181,8 +205,9 @@ def test_an_entry_moved_to_another_invoice_shows(url: str, journal: SqlJournal) 
     other = InvoiceKey("billforward", "INV-OTHER")
     tamper(
         url,
-        "INSERT INTO invoices SELECT platform, 'INV-OTHER', state, reason, first_seen_at,"
-        " updated_at, due_at, attempt, lease_owner, lease_until, fence, rings, rings_claimed,"
+        "INSERT INTO invoices"
+        " (platform, invoice_id, state, first_seen_at, updated_at, seq, head)"
+        " SELECT platform, 'INV-OTHER', state, first_seen_at, updated_at,"
         f" 1, digest FROM invoices JOIN (SELECT digest FROM entries WHERE seq = 1 AND {THIS}) AS d"
         f" ON {THIS}",
         "INSERT INTO entries SELECT platform, 'INV-OTHER', seq, at, kind, data, digest"

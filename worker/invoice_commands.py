@@ -8,18 +8,24 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn, TypeVar
 
 import click
 
+from worker import actions
+from worker.actions import ActRefused, Asked, Desk
+from worker.causes import CAUSES
 from worker.config import Config
 from worker.domain import InvoiceKey
 from worker.doorbell import Doorbell
-from worker.errors import QueueUnavailable, ReconcilerError
+from worker.errors import ReconcilerError
 from worker.journal import open_journal
+from worker.overviews import Filter, Listed, listed_json
 from worker.ports import Journal
-from worker.record import Entry, EntryKind, InvoiceRow, State
+from worker.record import InvoiceRow, State
 from worker.story import row_json, story_json, story_text
 from worker.wiring import configured, open_platforms, utc_now
 
@@ -27,6 +33,27 @@ NEEDS_ATTENTION = 3
 _QUIET = (State.ISSUED, State.SKIPPED, State.CLOSED)
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _POLL_SECONDS = 0.2
+
+Answer = TypeVar("Answer")
+
+
+class Moment(click.ParamType):  # type: ignore[type-arg]
+    """A date and time with a zone, or a date, whose midnight is meant in UTC."""
+
+    name = "moment"
+
+    def convert(self, value: Any, _param: Any, _ctx: Any) -> datetime:
+        """Read it; anything else is wrong use."""
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no moment such as 2026-10-01 or 2026-10-01T00:00:00+02:00")
+        if len(value) == len("2026-10-01"):
+            moment = moment.replace(tzinfo=UTC)
+        if moment.tzinfo is None:
+            self.fail(f"{value!r} has no zone; write Z or an offset such as +02:00 behind it")
+        return moment
+
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 invoice_argument = click.argument("invoice_id", metavar="INV")
@@ -41,26 +68,74 @@ platform_option = click.option("--platform", help="Needed where several know the
     multiple=True,
     help="Only invoices in this state; may be given several times.",
 )
+@click.option("--platform", help="Only of this platform.")
+@click.option("--cause", type=click.Choice([c.key for c in CAUSES]), help="Only held for this.")
+@click.option("--reason", help="Only with these words in the reason.")
+@click.option("--subscription", metavar="ID", help="Only of this subscription.")
+@click.option("--account", metavar="ID", help="Only of this account.")
+@click.option("--component", metavar="NAME", help="Only with a usage charge of this component.")
+@click.option("--since", type=Moment(), help="Only where a usage period ends after it.")
+@click.option("--until", type=Moment(), help="Only where a usage period starts before it.")
+@click.option("--text", help="Only with these words in the id or the reason.")
+@click.option("--newest", "newest_first", is_flag=True, help="Newest first.")
 @click.option(
     "--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most so many."
 )
 @as_json
-def list_command(states: Sequence[str], limit: int, as_json: bool) -> None:
-    """List invoices, oldest first."""
-    journal = open_journal(configured().journal.url)
-    rows = journal.invoices([State(state) for state in states], limit + 1)
-    shown = rows[:limit]
+def list_command(limit: int, as_json: bool, states: Sequence[str], **wanted: Any) -> None:
+    """List invoices, oldest first; of several options, all must hold.
+
+    \b
+    reconciler list --state held --component "Fax pages"
+    reconciler list --since 2026-10-01 --until 2026-11-01 --json
+    """  # noqa: D301  click reads the backspace itself
+    asked = {name: value for name, value in wanted.items() if value is not None}
+    chosen = Filter(states=tuple(map(State, states)), **asked)
+    with closing(open_journal(configured().journal.url)) as journal:
+        page = journal.search(chosen, limit)
     if as_json:
-        print_json([row_json(row) for row in shown])
+        print_json([row_json(one.row) | listed_json(one) for one in page.invoices])
     else:
-        several = len({row.key.platform for row in shown}) > 1
-        names = [str(row.key) if several else row.key.invoice_id for row in shown]
-        width = max(map(len, names), default=0)
-        for name, row in zip(names, shown, strict=True):
-            due = f" (due {row.due_at:%Y-%m-%d %H:%M:%SZ})" if row.due_at else ""
-            click.echo(f"{name:<{width}}  {row.state:<9} {row.reason}{due}".rstrip())
-    more = "; there are more, see --limit" if len(rows) > limit else ""
-    click.echo(f"{len(shown)} invoices{more}", err=True)
+        for line in _table(page.invoices, utc_now()):
+            click.echo(line)
+    shown = len(page.invoices)
+    of = f" of {page.total}; see --limit" if page.after else ""
+    click.echo(f"{shown} invoice{'s' * (shown != 1)}{of}", err=True)
+
+
+def _table(invoices: Sequence[Listed], now: datetime) -> Iterator[str]:
+    """Write a header and a line an invoice, in columns; the reason is last, as long as it is."""
+    several = len({one.row.key.platform for one in invoices}) > 1
+    cells = [
+        (
+            str(one.row.key) if several else one.row.key.invoice_id,
+            _age(now - one.row.first_seen_at),
+            one.row.state.value,
+            f"{one.facts.total} {one.facts.currency}".strip() or "-",
+            one.facts.account_id or one.facts.subscription_id or "-",
+            f"{one.row.reason}{_due(one.row)}".lstrip(),
+        )
+        for one in invoices
+    ]
+    if cells:
+        cells.insert(0, ("INVOICE", "AGE", "STATE", "TOTAL", "CUSTOMER", "REASON"))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)][:-1]
+    for *others, reason in cells:
+        padded = (f"{cell:<{width}}" for cell, width in zip(others, widths, strict=True))
+        yield "  ".join([*padded, reason]).rstrip()
+
+
+def _due(row: InvoiceRow) -> str:
+    return f" (due {row.due_at:%Y-%m-%d %H:%M:%SZ})" if row.due_at else ""
+
+
+def _age(age: timedelta) -> str:
+    """Write how long ago in the largest unit of which there is one."""
+    seconds = max(0, int(age.total_seconds()))
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
 
 
 @click.command()
@@ -71,7 +146,7 @@ def show(invoice_id: str, platform: str | None, as_json: bool) -> None:
     """Tell the whole story of one invoice, from the journal alone."""
     config = configured()
     journal = open_journal(config.journal.url)
-    key = _key(config, journal, invoice_id, platform)
+    key = invoice_key(config, journal, invoice_id, platform)
     history = journal.history(key)
     if history is None:
         _fail(f"{key.invoice_id} is not in the journal; reconciler replay asks {key.platform}")
@@ -100,21 +175,15 @@ def replay(
     """Run one invoice again, through the same job; safe from every state, any number of times."""
     config = configured()
     journal = open_journal(config.journal.url)
-    key = _key(config, journal, invoice_id, platform)
+    key = invoice_key(config, journal, invoice_id, platform)
     _demand_known(config, journal, key)
-    asked = {"by": _user(), "reason": reason}
-    if recount:
-        entry = Entry(kind=EntryKind.DISCARDED, at=utc_now(), data=asked)
-        if not journal.discard_tallies(key, entry):
-            _fail(
-                "it cannot be counted anew: a write was begun, or a worker is at it."
-                " Replay it without --recount"
-            )
-    journal.wake(key, Entry(kind=EntryKind.REPLAYED, at=utc_now(), data=asked))
-    try:
-        Doorbell(config.queue.redis_url, config.queue.name).ring(key)
-    except QueueUnavailable as error:
-        click.echo(f"{error}; the sweep will ring", err=True)
+    warning = refusable(
+        lambda: actions.replay(
+            open_desk(config, journal), key, Asked(user(), reason), recount=recount
+        )
+    )
+    if warning:
+        click.echo(warning, err=True)
     _tell(_settled(journal, key, wait), wait, as_json=as_json)
 
 
@@ -126,11 +195,23 @@ def close(invoice_id: str, platform: str | None, reason: str) -> None:
     """Record that you settled an invoice by hand on the platform; nothing more is done for it."""
     config = configured()
     journal = open_journal(config.journal.url)
-    key = _key(config, journal, invoice_id, platform)
-    entry = Entry(kind=EntryKind.CLOSED, at=utc_now(), data={"by": _user(), "reason": reason})
-    if not journal.close_by_hand(key, entry):
-        _fail(f"{invoice_id} is not in the journal, or a worker is at it; then try again later")
+    key = invoice_key(config, journal, invoice_id, platform)
+    refusable(lambda: actions.close(open_desk(config, journal), key, Asked(user(), reason)))
     click.echo(f"{key}: closed")
+
+
+def open_desk(config: Config, journal: Journal) -> Desk:
+    """Gather what every act needs."""
+    doorbell = Doorbell(config.queue.redis_url, config.queue.name)
+    return Desk(journal=journal, doorbell=doorbell, now=utc_now)
+
+
+def refusable(act: Callable[[], Answer]) -> Answer:
+    """Do an act; end the command with the reason where it is refused."""
+    try:
+        return act()
+    except ActRefused as refusal:
+        raise click.ClickException(str(refusal)) from refusal
 
 
 def print_json(value: Any) -> None:
@@ -149,7 +230,9 @@ def _tell(row: InvoiceRow, wait: float, *, as_json: bool) -> None:
         sys.exit(NEEDS_ATTENTION)
 
 
-def _key(config: Config, journal: Journal, invoice_id: str, platform: str | None) -> InvoiceKey:
+def invoice_key(
+    config: Config, journal: Journal, invoice_id: str, platform: str | None
+) -> InvoiceKey:
     """Name the invoice; of several platforms, the one on which the journal knows the id."""
     if not _ID.fullmatch(invoice_id):
         raise click.UsageError(f"{invoice_id!r} is not an invoice's id")
@@ -189,7 +272,8 @@ def _is_open(row: InvoiceRow) -> bool:
     return row.lease_owner is not None or (row.due_at is not None and row.due_at <= utc_now())
 
 
-def _user() -> str:
+def user() -> str:
+    """Name the person at the keyboard, for the record."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's process may have no name

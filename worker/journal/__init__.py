@@ -31,6 +31,11 @@ def open_journal(url: str) -> SqlJournal:
     return SqliteJournal(Path(url.removeprefix(_SQLITE)))
 
 
+def journal_file(url: str) -> Path | None:
+    """Return the file a journal's URL names; None: it is a database's."""
+    return Path(url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else None
+
+
 def _postgres(url: str) -> SqlJournal:
     try:
         module = import_module("worker.journal.postgres")

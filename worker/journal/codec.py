@@ -88,12 +88,16 @@ def _tally_to_json(tally: FrozenTally) -> dict[str, Any]:
         "component": tally.span.component,
         "period_start": stamp(tally.span.period.start),
         "period_end": stamp(tally.span.period.end),
+        "source": tally.source,
         "metric": tally.metric,
         "aggregation": tally.aggregation.value,
+        "filters": dict(tally.filters),
         "quantity": tally.quantity,
         "value": str(tally.value),
+        "divide_by": str(tally.divide_by),
         "rounding": tally.rounding.value,
         "events": tally.events,
+        "program": tally.program,
         "evidence": {
             "source": evidence.source,
             "query": evidence.query,
@@ -101,6 +105,8 @@ def _tally_to_json(tally: FrozenTally) -> dict[str, Any]:
             "asked_at": stamp(evidence.asked_at),
             "digest": evidence.digest,
             "watermark": evidence.watermark and stamp(evidence.watermark),
+            "stored_until": evidence.stored_until and stamp(evidence.stored_until),
+            "notes": list(evidence.notes),
         },
     }
 
@@ -108,23 +114,32 @@ def _tally_to_json(tally: FrozenTally) -> dict[str, Any]:
 def _tally_of_json(data: dict[str, Any]) -> FrozenTally:
     """Read what `_tally_to_json` wrote."""
     evidence = data["evidence"]
-    watermark = evidence["watermark"]
     period = Period(moment_of(data["period_start"]), moment_of(data["period_end"]))
     return FrozenTally(
         charge_id=data["charge_id"],
         span=Span(data["subject"], data["component"], period),
+        source=data["source"],
         metric=data["metric"],
         aggregation=Aggregation(data["aggregation"]),
+        filters=tuple(data["filters"].items()),
         quantity=data["quantity"],
         value=Decimal(data["value"]),
+        divide_by=Decimal(data["divide_by"]),
         rounding=Rounding(data["rounding"]),
         events=data["events"],
+        program=data["program"],
         evidence=Evidence(
             source=evidence["source"],
             query=evidence["query"],
             parameters=evidence["parameters"],
             asked_at=moment_of(evidence["asked_at"]),
             digest=evidence["digest"],
-            watermark=moment_of(watermark) if watermark else None,
+            watermark=_moment_or_none(evidence["watermark"]),
+            stored_until=_moment_or_none(evidence["stored_until"]),
+            notes=tuple(evidence["notes"]),
         ),
     )
+
+
+def _moment_or_none(text: str | None) -> datetime | None:
+    return moment_of(text) if text else None

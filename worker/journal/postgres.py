@@ -53,6 +53,7 @@ class _Statements:
     """Statements between BEGIN and COMMIT."""
 
     for_update = " FOR UPDATE"
+    folded = "lower"  # of A to Z only, as the columns' collation is C; ILIKE takes twice as long
 
     def __init__(self, connection: Connection[Row]) -> None:
         self._connection = connection

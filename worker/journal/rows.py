@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
 
 from worker.domain import FrozenTally, InvoiceKey, Period, Span
 from worker.journal.codec import canonical, digest_of, moment_of, stamp
 from worker.journal.store import Row
+from worker.overviews import Facts, fact
 from worker.record import DeliveryRow, Entry, EntryKind, InvoiceRow, State
+
+NO_FACTS: Row = {
+    "subscription_id": "",
+    "account_id": "",
+    "total": "",
+    "currency": "",
+    "components": "",
+    "period_start": None,
+    "period_end": None,
+    "issued_at": None,
+}
+"""What the columns of an invoice's facts hold before an entry tells them."""
+
+_SEEN = ("subscription_id", "account_id", "total", "currency")
+_BREAK = "\n"  # stands before and after each component, and in none
 
 
 def id_of(key: InvoiceKey) -> tuple[str, str]:
@@ -50,6 +68,7 @@ def tally_row(key: InvoiceKey, tally: FrozenTally) -> Row:
         "component": tally.span.component,
         "period_start": stamp(tally.span.period.start),
         "period_end": stamp(tally.span.period.end),
+        "quantity": str(tally.quantity),
     }
 
 
@@ -61,18 +80,67 @@ def span_of(row: Row) -> Span:
 
 def invoice_of(row: Row) -> InvoiceRow:
     """Read an invoice's row."""
-    due_at, lease_until = row["due_at"], row["lease_until"]
     return InvoiceRow(
         key=InvoiceKey(row["platform"], row["invoice_id"]),
         state=State(row["state"]),
         reason=row["reason"],
         first_seen_at=moment_of(row["first_seen_at"]),
         updated_at=moment_of(row["updated_at"]),
-        due_at=moment_of(due_at) if due_at else None,
+        due_at=_moment_or_none(row["due_at"]),
         attempt=row["attempt"],
         lease_owner=row["lease_owner"],
-        lease_until=moment_of(lease_until) if lease_until else None,
+        lease_until=_moment_or_none(row["lease_until"]),
     )
+
+
+def fact_columns(entries: Iterable[Entry]) -> Row:
+    """Write what entries say of an invoice as columns to search it by; only what they tell.
+
+    The newest entry's word counts, but for `issued_at`, where the first one's does.
+    """
+    told: Row = {}
+    for entry in entries:
+        data = entry.data
+        if entry.kind in (EntryKind.FETCHED, EntryKind.ISSUED):
+            told |= {name: fact(str(data[name])) for name in _SEEN if name in data}
+        if entry.kind is EntryKind.ISSUED:
+            told.setdefault("issued_at", stamp(entry.at))
+        elif entry.kind is EntryKind.COUNTED:
+            told |= _charge_columns(data.get("tallies", ()))
+        elif entry.kind in (EntryKind.HELD, EntryKind.PREVIEWED) and "charges" in data:
+            told |= _charge_columns(data["charges"])
+    return told
+
+
+def _charge_columns(charges: Sequence[dict[str, Any]]) -> Row:
+    names = sorted({fact(charge["component"]) for charge in charges})
+    starts = [charge["period_start"] for charge in charges if charge.get("period_start")]
+    ends = [charge["period_end"] for charge in charges if charge.get("period_end")]
+    return {
+        "components": _BREAK + _BREAK.join(names) + _BREAK if names else "",
+        "period_start": stamp(min(map(moment_of, starts))) if starts else None,
+        "period_end": stamp(max(map(moment_of, ends))) if ends else None,
+    }
+
+
+def component_pattern(name: str) -> str:
+    """Return the text that the column holds when the invoice has this component."""
+    return f"{_BREAK}{name}{_BREAK}"
+
+
+def facts_of(row: Row) -> Facts:
+    """Read an invoice's facts from its row."""
+    start, end = row["period_start"], row["period_end"]
+    return Facts(
+        **{name: row[name] for name in _SEEN},
+        components=tuple(filter(None, row["components"].split(_BREAK))),
+        period=Period(moment_of(start), moment_of(end)) if start and end else None,
+        issued_at=_moment_or_none(row["issued_at"]),
+    )
+
+
+def _moment_or_none(text: str | None) -> datetime | None:
+    return moment_of(text) if text else None
 
 
 def delivery_of(row: Row) -> DeliveryRow:

@@ -37,6 +37,7 @@ class _Statements:
     """Statements between BEGIN and COMMIT."""
 
     for_update = ""  # a writer has the whole file
+    folded = ""  # its LIKE takes A to Z of either case by itself
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -87,7 +88,7 @@ class _File:
 
     @contextmanager
     def _between(self, begin: str) -> Iterator[_Statements]:
-        with self._lock, self._telling():
+        with self._turn(), self._telling():
             if _identity(self._path) != self._file:
                 raise OSError("its file was moved or replaced while it was open; start anew")
             self._db.execute(begin)
@@ -97,6 +98,16 @@ class _File:
             except BaseException:
                 self._db.rollback()
                 raise
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for the other threads no longer than for other processes."""
+        if not self._lock.acquire(timeout=_BUSY_TIMEOUT_SECONDS):
+            raise JournalUnavailable(f"journal {self.place}: other threads wait for it too long")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from worker.causes import cause_of
 from worker.domain import Delivery, InvoiceKey, Span
 from worker.errors import LeaseLost
 from worker.journal.codec import stamp
-from worker.journal.rows import entry_of, entry_rows, id_of, span_of
+from worker.journal.rows import entry_of, entry_rows, fact_columns, id_of, span_of
 from worker.journal.store import Row, Transaction
 from worker.record import BilledSpan, Claim, Entry, State
 
@@ -35,12 +36,13 @@ def owe(tx: Transaction, delivery: Delivery, at: datetime) -> None:
 
 
 def ring(tx: Transaction, key: InvoiceKey, entry: Entry) -> None:
-    """Make the invoice due, new or not, and tell a run under way that there is news."""
+    """Make the invoice due, new or not, unless it is parked; tell a run under way of the news."""
     (row,) = tx.rows(
         f"""INSERT INTO invoices
         (platform, invoice_id, state, first_seen_at, updated_at, due_at, rings)
         VALUES (?, ?, '{State.DUE}', ?, ?, ?, 1)
-        ON CONFLICT (platform, invoice_id) DO UPDATE SET due_at = excluded.due_at,
+        ON CONFLICT (platform, invoice_id) DO UPDATE SET
+        due_at = CASE WHEN invoices.state = '{State.PARKED}' THEN NULL ELSE excluded.due_at END,
         updated_at = excluded.updated_at, attempt = 0, rings = invoices.rings + 1
         RETURNING seq, head""",
         [*id_of(key), *[stamp(entry.at)] * 3],
@@ -67,16 +69,23 @@ def add(
     new: Sequence[Entry],
     changes: Mapping[str, object] | None = None,
 ) -> None:
-    """Add entries to the chain that the invoice's row ends, and change that row."""
+    """Add entries to the chain that the invoice's row ends, and change that row with them.
+
+    What they tell of the invoice, and the cause of a hold, is kept in the row to search it by.
+    """
     added = entry_rows(key, row["seq"], row["head"], new)
     tx.insert("entries", added)
     changed = dict(changes or {})
     if added:
         changed |= {"seq": added[-1]["seq"], "head": added[-1]["digest"]}
-    tx.run(
-        f"UPDATE invoices SET {', '.join(f'{name} = ?' for name in changed)} {MINE}",
-        [*changed.values(), *id_of(key)],
+    if changed.get("state") == State.HELD:
+        changed["cause"] = cause_of(str(changed["reason"])).key
+    changed |= fact_columns(new)
+    sets = (
+        f"{name} = COALESCE({name}, ?)" if name == "issued_at" else f"{name} = ?"
+        for name in changed
     )
+    tx.run(f"UPDATE invoices SET {', '.join(sets)} {MINE}", [*changed.values(), *id_of(key)])
 
 
 def entries(tx: Transaction, key: InvoiceKey) -> tuple[Entry, ...]:

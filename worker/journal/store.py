@@ -19,6 +19,10 @@ class Transaction(Protocol):
     def for_update(self) -> str:
         """What a SELECT ends with to keep its rows for this transaction alone."""
 
+    @property
+    def folded(self) -> str:
+        """The function that a text is put into, so that LIKE finds a pattern of small letters."""
+
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
         """Run one statement and return its rows."""
 

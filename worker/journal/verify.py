@@ -1,4 +1,4 @@
-"""Whether an invoice's record is what was written: chain, head, tallies and deliveries.
+"""Whether an invoice's record is what was written: chain, head, tallies, facts and deliveries.
 
 Nothing here writes. What stands in memory is one invoice's entries and one delivery's body.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from worker.domain import InvoiceKey
 from worker.journal.codec import canonical, digest_of, tallies_of
-from worker.journal.rows import entry_of, id_of, tally_row
+from worker.journal.rows import NO_FACTS, entry_of, fact_columns, id_of, tally_row
 from worker.journal.schema import KEYS
 from worker.journal.store import Row, Transaction
 from worker.record import Broken, Entry, EntryKind
@@ -53,7 +53,8 @@ def invoice_keys(rows: Callable[..., list[Row]]) -> Iterator[InvoiceKey]:
 
 def _faults(tx: Transaction, key: InvoiceKey) -> Iterator[Broken]:
     """Yield faults; each step trusts what the steps before it have found whole."""
-    invoice = tx.rows(f"SELECT seq, head FROM invoices {_MINE}", id_of(key))
+    columns = ", ".join(("seq", "head", *NO_FACTS))
+    invoice = tx.rows(f"SELECT {columns} FROM invoices {_MINE}", id_of(key))
     if not invoice:
         yield Broken(key=key, seq=None, fault="the invoice's row is gone, and others of it are not")
         return
@@ -65,6 +66,7 @@ def _faults(tx: Transaction, key: InvoiceKey) -> Iterator[Broken]:
     if _by_charge(tx.rows(f"SELECT * FROM tallies {_MINE}", id_of(key))) != _by_charge(frozen):
         told = "the table of tallies is not what its entries counted"
         yield Broken(key=key, seq=_counted(entries), fault=told)
+    yield from _fact_faults(key, invoice[0], entries)
     yield from _delivery_faults(tx, key, entries)
 
 
@@ -94,6 +96,13 @@ def _head_faults(key: InvoiceKey, invoice: Row, rows: list[Row]) -> Iterator[Bro
     elif (invoice["seq"], invoice["head"]) != (newest, rows[-1]["digest"] if rows else ""):
         fault = f"entry {newest} is not the one the invoice's row names as its newest"
         yield Broken(key=key, seq=newest, fault=fault)
+
+
+def _fact_faults(key: InvoiceKey, invoice: Row, entries: tuple[Entry, ...]) -> Iterator[Broken]:
+    for name, told in (NO_FACTS | fact_columns(entries)).items():
+        if invoice[name] != told:
+            fault = f"the invoice's row says another {name} than its entries"
+            yield Broken(key=key, seq=None, fault=fault)
 
 
 def _by_charge(rows: list[Row]) -> Mapping[str, Row]:

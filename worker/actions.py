@@ -1,0 +1,119 @@
+"""What people do with invoices, the same for the command line, the pages and the RQ dashboard.
+
+Every act goes through the journal with who and why, and is safe to do twice: the journal decides
+whether it changes anything. ActRefused says why it did not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from worker.domain import InvoiceKey
+from worker.doorbell import Doorbell
+from worker.errors import QueueUnavailable, ReconcilerError
+from worker.ports import Journal
+from worker.record import Act, Entry, EntryKind, State
+
+
+class ActRefused(ReconcilerError):
+    """Nothing was changed; the text says why, and what can be done instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks for an act, and why; both go into the record."""
+
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What every act needs."""
+
+    journal: Journal
+    doorbell: Doorbell
+    now: Callable[[], datetime]
+
+    def entry(self, kind: EntryKind, asked: Asked) -> Entry:
+        """Make the entry that keeps an act."""
+        return Entry(kind=kind, at=self.now(), data={"by": asked.by, "reason": asked.reason})
+
+    def act(self, verb: str, platform: str, asked: Asked) -> Act:
+        """Make the record of what concerns no single invoice."""
+        return Act(at=self.now(), by=asked.by, verb=verb, reason=asked.reason, platform=platform)
+
+
+def replay(desk: Desk, key: InvoiceKey, asked: Asked, *, recount: bool = False) -> str:
+    """Make an invoice due at once, with all its attempts; with `recount`, to be counted anew.
+
+    Return a warning where no worker could be woken, else an empty text.
+    """
+    history = desk.journal.history(key)
+    if history is not None and history.row.state is State.PARKED:
+        raise ActRefused("it is parked; a release lets it go")
+    if recount and not desk.journal.discard_tallies(key, desk.entry(EntryKind.DISCARDED, asked)):
+        raise ActRefused(
+            "it cannot be counted anew: a write was begun, or a worker is at it."
+            " Replay it without recount"
+        )
+    desk.journal.wake(key, desk.entry(EntryKind.REPLAYED, asked))
+    return _ring(desk, key)
+
+
+def park(desk: Desk, key: InvoiceKey, asked: Asked) -> None:
+    """Hold an invoice back: nothing is done for it, whatever is notified, until its release."""
+    _demand_known(desk, key)
+    if not desk.journal.park(key, desk.entry(EntryKind.PARKED, asked)):
+        raise ActRefused("it is done with or parked already, or a worker is at it")
+
+
+def release(desk: Desk, key: InvoiceKey, asked: Asked) -> str:
+    """Let a parked or held invoice go: it is due at once, with all its attempts.
+
+    Return a warning where no worker could be woken, else an empty text.
+    """
+    _demand_known(desk, key)
+    if not desk.journal.release(key, desk.entry(EntryKind.RELEASED, asked)):
+        raise ActRefused("it is neither parked nor held; a replay runs any invoice again")
+    return _ring(desk, key)
+
+
+def close(desk: Desk, key: InvoiceKey, asked: Asked) -> None:
+    """Record that a person settled an invoice on the platform; nothing more is done for it."""
+    _demand_known(desk, key)
+    if not desk.journal.close_by_hand(key, desk.entry(EntryKind.CLOSED, asked)):
+        raise ActRefused("a worker is at it; try again later")
+
+
+def pause(desk: Desk, platform: str, asked: Asked) -> Act:
+    """Let no worker begin on a platform ("": on any); return the pause that stands."""
+    desk.journal.pause(desk.act("pause", platform, asked))
+    return desk.journal.paused()[platform]
+
+
+def resume(desk: Desk, platform: str, asked: Asked) -> None:
+    """Undo a pause; the next sweep rings for everything that is due."""
+    if not desk.journal.resume(desk.act("resume", platform, asked)):
+        standing = ", ".join(map(named, desk.journal.paused())) or "nothing"
+        raise ActRefused(f"{named(platform)} was not paused; paused is {standing}")
+
+
+def named(platform: str) -> str:
+    """Name a platform; the empty name means all."""
+    return platform or "every platform"
+
+
+def _demand_known(desk: Desk, key: InvoiceKey) -> None:
+    if key not in desk.journal.known([key]):
+        raise ActRefused(f"{key.invoice_id} is not in the journal")
+
+
+def _ring(desk: Desk, key: InvoiceKey) -> str:
+    try:
+        desk.doorbell.ring(key)
+    except QueueUnavailable as error:
+        return f"{error}; the sweep will ring"
+    return ""
