@@ -1,0 +1,178 @@
+"""`reconciler events import`: files of usage events into the built-in meter."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from worker.bookmarks import Bookmark
+from worker.event_files import SUFFIXES, FileFormat, Record, format_of, records
+from worker.invoice_commands import NEEDS_ATTENTION
+from worker.metering import CAME_BEFORE, EventStore, Verdict
+from worker.wiring import configured, open_event_store
+
+_BATCH = 5_000
+_MOST_TOLD = 20
+_GARBAGE_FROM = 100_000  # objects; a batch makes many, and none of them is in a circle
+
+
+@dataclass(slots=True)
+class _Totals:
+    """What became of the records so far."""
+
+    verdicts: dict[Verdict, int] = field(default_factory=lambda: dict.fromkeys(Verdict, 0))
+    unreadable: int = 0
+    unfinished: int = 0
+    told: int = 0
+
+    @property
+    def refused(self) -> int:
+        return self.verdicts[Verdict.CONFLICT] + self.unreadable
+
+    def tell(self, text: str) -> None:
+        """Name the first few refusals."""
+        self.told += 1
+        if self.told <= _MOST_TOLD:
+            click.echo(text, err=True)
+        elif self.told == _MOST_TOLD + 1:
+            click.echo("… and more, which are not named", err=True)
+
+
+@click.group()
+def events() -> None:
+    """Bring usage events into the built-in meter."""
+
+
+@events.command("import")
+@click.argument(
+    "path", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["csv", "jsonl"]),
+    help="Default: by the name's end (.csv, .jsonl, .ndjson).",
+)
+@click.option(
+    "--state",
+    "state_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("state/imports"),
+    show_default=True,
+    help="Where it is written down how far a file was read.",
+)
+def import_command(path: Path, kind: FileFormat | None, state_folder: Path) -> None:
+    """Store the events of a CSV file or of JSON lines, each once.
+
+    Interrupted, or when the file has grown, it goes on where it was; read twice, nothing counts
+    twice. A record that is refused is tried again by every run. Each JSON line is a CloudEvent; a
+    CSV file has a header with source, id, subject, type, time and value.
+    """
+    kind = kind or format_of(path)
+    if kind is None:
+        raise click.UsageError(f"name the format of {path.name}: it ends in none of {_suffixes()}")
+    store = open_event_store(configured())
+    totals = _Totals()
+    with path.open("rb") as file, _garbage_seldom():
+        bookmark = Bookmark(state_folder, path, file, f"{kind} {store.place}")
+        if bookmark.offset:
+            _check(store, list(_last_batch(file, kind, bookmark)), bookmark, totals)
+        with _progress(path.stat().st_size, bookmark.offset) as advance:
+            whole = True
+            for batch in _batches(records(file, kind, bookmark.offset)):
+                kept = _store(store, batch, totals)
+                if whole and kept:
+                    bookmark.move(batch[kept - 1].offset)
+                whole = whole and kept == len(batch)
+                advance(batch[-1].offset)
+    _tell(totals)
+
+
+def _suffixes() -> str:
+    return ", ".join(SUFFIXES)
+
+
+def _batches(found: Iterator[Record]) -> Iterator[list[Record]]:
+    while batch := list(islice(found, _BATCH)):
+        yield batch
+
+
+def _last_batch(file: BinaryIO, kind: FileFormat, bookmark: Bookmark) -> Iterator[Record]:
+    """Read what was stored last before the mark."""
+    for record in records(file, kind, bookmark.last):
+        yield record
+        if record.offset >= bookmark.offset:
+            return
+
+
+def _check(store: EventStore, batch: list[Record], bookmark: Bookmark, totals: _Totals) -> None:
+    """Go to the file's start unless the store has all of this batch: it was lost, or restored."""
+    events = [record.event for record in batch if record.event is not None]
+    verdicts = store.append(events, all_or_nothing=False)
+    if len(events) == len(batch) and all(one is Verdict.DUPLICATE for one in verdicts):
+        return
+    click.echo("the store lacks what it had: reading the file from its start", err=True)
+    bookmark.forget()
+    anew = sum(one is Verdict.STORED for one in verdicts)
+    totals.verdicts[Verdict.STORED] += anew
+    totals.verdicts[Verdict.DUPLICATE] -= anew  # as which they will come again
+
+
+def _store(store: EventStore, batch: list[Record], totals: _Totals) -> int:
+    """Store what can be read, tell the rest; return how many came before the first refused."""
+    readable = [record.event for record in batch if record.event is not None]
+    verdicts = iter(store.append(readable, all_or_nothing=False))
+    first = len(batch)
+    for place, record in enumerate(batch):
+        if (event := record.event) is not None:
+            verdict = next(verdicts)
+            totals.verdicts[verdict] += 1
+            if verdict is not Verdict.CONFLICT:
+                continue
+            named = f"{event.id!r} of {event.source!r}"
+            totals.tell(f"line {record.line}: {named} {CAME_BEFORE}")
+        elif record.unfinished:
+            totals.unfinished += 1
+            totals.tell(f"line {record.line} {record.fault}")
+        else:
+            totals.unreadable += 1
+            totals.tell(f"line {record.line}: {record.fault}")
+        first = min(first, place)
+    return first
+
+
+def _tell(totals: _Totals) -> None:
+    stored, known = totals.verdicts[Verdict.STORED], totals.verdicts[Verdict.DUPLICATE]
+    click.echo(f"{stored} stored, {known} known already, {totals.refused} refused")
+    if totals.refused or totals.unfinished:
+        sys.exit(NEEDS_ATTENTION)
+
+
+@contextmanager
+def _garbage_seldom() -> Iterator[None]:
+    """Look for garbage only after many objects: otherwise it takes a third of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(_GARBAGE_FROM, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@contextmanager
+def _progress(size: int, offset: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar where somebody is looking."""
+    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=size, completed=offset)
+        yield lambda done: bar.update(task, completed=done)
