@@ -5,39 +5,47 @@ Run it by its factory: `gunicorn 'webhook_app:create_app()'`, or `reconciler ser
 
 from __future__ import annotations
 
-import hmac
+from base64 import b64encode
 from datetime import datetime
 from typing import Any
 
 import structlog
 from flask import Blueprint, Flask, Request, current_app, jsonify, request
 from flask.typing import ResponseReturnValue
+from structlog.contextvars import bind_contextvars, clear_contextvars
 from werkzeug.exceptions import HTTPException
 
+from worker.actions import Desk
 from worker.config import Config, WebhookSection
 from worker.domain import Delivery
 from worker.doorbell import Doorbell
 from worker.errors import DeliveryRejected, JournalUnavailable, QueueUnavailable
-from worker.journal import open_journal
+from worker.events_api import events_blueprint
+from worker.http_edge import Refused, as_bytes, same, whole_body
 from worker.logs import configure_logs
+from worker.metrics import DELIVERIES, DUPLICATES
+from worker.metrics_page import metrics_blueprint
+from worker.metrics_scrape import Scrape
+from worker.ops.board import Board
+from worker.ops.mount import mount
+from worker.ops.rq_mount import mount_rq
+from worker.ops.rq_pages import installed
 from worker.ports import Journal
 from worker.record import Receipt
-from worker.wiring import configured, open_platforms, utc_now
+from worker.wiring import (
+    configured,
+    metrics_folder,
+    open_event_store,
+    open_measured_journal,
+    open_measures,
+    open_platforms,
+    utc_now,
+)
 
 _MOST_BYTES = 256 * 1024
 
 log = structlog.get_logger("webhook")
 pages = Blueprint("webhook", __name__)
-
-
-class Refused(Exception):
-    """A request that is not taken: a status, a word for programs and a sentence for people."""
-
-    def __init__(self, status: int, error: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.error = error
-        self.message = message
 
 
 class Receiver:
@@ -46,8 +54,10 @@ class Receiver:
     def __init__(self, config: Config) -> None:
         """Open the journal; Redis is looked for with each delivery."""
         self.webhook = config.webhook
+        self.measures = open_measures(config)
+        self.numbers = self.measures.numbers
         self.platforms = open_platforms(config)
-        self.journal: Journal = open_journal(config.journal.url)
+        self.journal: Journal = open_measured_journal(config, self.measures)
         self.doorbell = Doorbell(config.queue.redis_url, config.queue.name)
 
     def receive(self, delivery: Delivery, at: datetime) -> str:
@@ -69,6 +79,8 @@ class Receiver:
                 self.doorbell.ring(key)
             except QueueUnavailable as error:
                 event.warning("doorbell_silent", reason=str(error), then="the sweep will ring")
+        if receipt is Receipt.DUPLICATE:
+            self.numbers.add(DUPLICATES, "delivery")
         event.info("delivery", result=receipt.value)
         return receipt.value
 
@@ -78,29 +90,53 @@ def create_app(config: Config | None = None) -> Flask:
 
     Raises ConfigError with every complaint, JournalUnavailable when the journal cannot open.
     """
+    read = configured if config is None else None
     if config is None:
         config = configured()
-        configure_logs(config.log.level, config.log.format, config.secrets)
+        secrets = (*config.secrets, *_headers(config))
+        configure_logs(config.log.level, config.log.format, secrets)
     config.require_secrets()
     app = Flask(__name__, static_folder=None)
-    app.extensions["receiver"] = Receiver(config)
+    app.url_map.merge_slashes = False  # a redirect would be an answer that is not ours
+    receiver = Receiver(config)
+    receiver.numbers.begin()
+    app.extensions["receiver"] = receiver
     app.register_blueprint(pages)
+    app.register_blueprint(metrics_blueprint(_scrape(config, receiver), config.metrics.token))
+    if config.events.source:
+        app.register_blueprint(events_blueprint(open_event_store(config), config.events.token))
+    if config.ops.enabled:
+        desk = Desk(journal=receiver.journal, doorbell=receiver.doorbell, now=utc_now)
+        mount(app, config, Board(desk, receiver.measures, config, read or (lambda: config)))
+        mount_rq(app, installed())
     return app
 
 
 @pages.post("/webhooks/<platform>")
 def webhook(platform: str) -> ResponseReturnValue:
-    """Take one notification."""
+    """Take one notification, under a trace of its own."""
     receiver = _receiver()
-    _authenticate(request, receiver.webhook)
-    if platform not in receiver.platforms:
-        raise Refused(404, "unknown_platform", f'There is no platform "{platform}" in the config.')
-    body = _body(request)
-    try:
-        delivery = receiver.platforms[platform].parse_delivery(body)
-    except DeliveryRejected as error:
-        raise Refused(400, "unreadable", f"Not a notification: {error}.") from error
-    return jsonify(result=receiver.receive(delivery, utc_now()))
+    result = "failed"
+    with receiver.measures.tracing.trace("delivery") as trace:
+        bind_contextvars(trace_id=trace.id)
+        try:
+            result = receiver.receive(_delivery(receiver, platform), utc_now())
+        except Refused as refusal:
+            result = refusal.error
+            raise
+        except JournalUnavailable:
+            result = "journal_unavailable"
+            raise
+        finally:
+            receiver.numbers.add(DELIVERIES, result)
+            trace.note(result=result)
+    return jsonify(result=result)
+
+
+@pages.before_app_request
+def unbind() -> None:
+    """Begin each request with no other's ids on the log lines of this thread."""
+    clear_contextvars()
 
 
 @pages.get("/healthz")
@@ -134,8 +170,8 @@ def refused(error: Refused) -> ResponseReturnValue:
         path=request.path,
     )
     answer = jsonify(error=error.error, message=error.message)
-    if error.status == 401:
-        answer.headers["WWW-Authenticate"] = 'Basic realm="webhooks"'
+    if error.challenge:
+        answer.headers["WWW-Authenticate"] = error.challenge
     return answer, error.status
 
 
@@ -163,6 +199,28 @@ def unexpected(error: Exception) -> ResponseReturnValue:
     return jsonify(error="internal", message="The log says why. Send it again later."), 500
 
 
+def _delivery(receiver: Receiver, platform: str) -> Delivery:
+    """Read the notification of a request that may deliver one."""
+    _authenticate(request, receiver.webhook)
+    if platform not in receiver.platforms:
+        raise Refused(404, "unknown_platform", f'There is no platform "{platform}" in the config.')
+    body = whole_body(request, _MOST_BYTES)
+    try:
+        return receiver.platforms[platform].parse_delivery(body)
+    except DeliveryRejected as error:
+        raise Refused(400, "unreadable", f"Not a notification: {error}.") from error
+
+
+def _scrape(config: Config, receiver: Receiver) -> Scrape:
+    return Scrape(
+        folder=metrics_folder(config),
+        journal=receiver.journal,
+        doorbell=receiver.doorbell,
+        platforms=receiver.platforms,
+        now=utc_now,
+    )
+
+
 def _receiver() -> Receiver:
     receiver: Any = current_app.extensions["receiver"]
     assert isinstance(receiver, Receiver)  # noqa: S101
@@ -174,31 +232,23 @@ def _authenticate(incoming: Request, webhook: WebhookSection) -> None:
     given = incoming.authorization
     basic = given if given is not None and given.type == "basic" else None
     username, password = (basic.username or "", basic.password or "") if basic else ("", "")
-    known = _same(username, webhook.username)
-    current = _same(password, webhook.password)
-    previous = bool(webhook.previous_password) & _same(password, webhook.previous_password)
+    known = same(username, webhook.username)
+    current = same(password, webhook.password)
+    previous = bool(webhook.previous_password) & same(password, webhook.previous_password)
     if basic is None or not known & (current | previous):
         raise Refused(
             401,
             "unauthorized",
             "Put the webhook's user and password into its URL: https://user:password@host/…",
+            challenge='Basic realm="webhooks"',
         )
 
 
-def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(_bytes(given), _bytes(expected))
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode(errors="surrogatepass")
-
-
-def _body(incoming: Request) -> bytes:
-    """Return the whole body; without Content-Length Flask would cut it silently."""
-    if incoming.content_length is None or "Transfer-Encoding" in incoming.headers:
-        raise Refused(411, "length_required", "Send the body with a Content-Length, not chunked.")
-    if incoming.content_length > _MOST_BYTES:
-        raise Refused(413, "too_large", f"The body may have {_MOST_BYTES} bytes at most.")
-    if "Content-Encoding" in incoming.headers:
-        raise Refused(415, "encoded", "Send the body as plain JSON, not compressed.")
-    return incoming.get_data(cache=False)
+def _headers(config: Config) -> list[str]:
+    """Return the passwords as they come in: the server may log a header that it cannot read."""
+    webhook = config.webhook
+    pairs = [
+        *((webhook.username, one) for one in (webhook.password, webhook.previous_password)),
+        *((name, user.password) for name, user in config.ops.users.items()),
+    ]
+    return [b64encode(as_bytes(f"{name}:{password}")).decode() for name, password in pairs]

@@ -185,7 +185,7 @@ def test_a_held_invoice_is_seen_in_the_failed_registry_in_one_line(
     assert state_of(journal)[0] is State.HELD
     assert doorbell.failed() == [job_id_of(KEY)]
     job = Job.fetch(job_id_of(KEY), connection=doorbell.redis, serializer=JSONSerializer)
-    assert job.description == f"{INV} · billforward"
+    assert job.description == f"{INV} billforward"
     latest = job.latest_result()
     assert latest is not None
     assert latest.exc_string is not None

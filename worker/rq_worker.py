@@ -12,9 +12,10 @@ from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from structlog.contextvars import clear_contextvars
 
 from worker.config import Config
-from worker.doorbell import FUNCTION
+from worker.doorbell import FUNCTION, without_markup
 from worker.errors import ReconcilerError
 from worker.jobs import InvoiceHeld, current, reconcile_invoice, stop_requested
 from worker.logs import masked
@@ -62,10 +63,19 @@ class SafeJob(Job):
 class InvoiceWorker(SimpleWorker):
     """Runs jobs in this process, so that its connections stay warm between invoices."""
 
+    secrets: tuple[str, ...] = ()  # as the process began: a job may fail before it has read them
+
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """End after the running invoice's current step, which is journaled, its claim given up."""
         stop_requested.set()
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
+
+    def perform_job(self, job: Job, queue: Queue) -> bool:
+        """Run one job; what was bound to its log lines ends with it."""
+        try:
+            return super().perform_job(job, queue)
+        finally:
+            clear_contextvars()
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Log the failure once, as an event."""
@@ -79,12 +89,13 @@ class InvoiceWorker(SimpleWorker):
         """Keep what the dashboard shows plain and safe: one line for a held invoice."""
         error = sys.exc_info()[1]
         text = str(error) if isinstance(error, InvoiceHeld | RefusedJob) else exc_string
-        super().handle_job_failure(job, queue, started_job_registry, plain(text, current.secrets()))
+        text = plain(text, (*self.secrets, *current.secrets()))
+        super().handle_job_failure(job, queue, started_job_registry, text)
 
 
 def plain(text: str, secrets: tuple[str, ...]) -> str:
     """Take markup and secrets out: RQ's dashboard shows texts unescaped."""
-    return masked(text.replace("<", "‹").replace(">", "›"), secrets)
+    return masked(without_markup(text), secrets)
 
 
 def run_worker(config: Config, *, burst: bool = False) -> None:
@@ -103,6 +114,7 @@ def run_worker(config: Config, *, burst: bool = False) -> None:
         job_monitoring_interval=5,
         log_job_description=False,
     )
+    worker.secrets = config.secrets
     log.info("worker_started", queue=config.queue.name)
     worker.work(burst=burst, logging_level="WARNING")
     log.info("worker_stopped")
