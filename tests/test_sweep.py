@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,9 @@ class QuietDoorbell(Doorbell):
         if self.broken:
             raise QueueUnavailable("Redis: ConnectionError")
         self.rung.append(key)
+
+    def note_sweep(self, at: datetime) -> None:
+        """Take no note."""
 
 
 @pytest.fixture

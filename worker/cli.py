@@ -21,6 +21,8 @@ from worker.demo.run import STATE_FOLDER, run_demo
 from worker.doctor import examine
 from worker.doorbell import Doorbell
 from worker.errors import ConfigError, ReconcilerError
+from worker.events_commands import events
+from worker.hold_commands import hold, pause, release, resume
 from worker.invoice_commands import (
     NEEDS_ATTENTION,
     as_json,
@@ -33,9 +35,12 @@ from worker.invoice_commands import (
 from worker.journal import open_journal
 from worker.journal_commands import journal
 from worker.logs import configure_logs
+from worker.preview_command import preview
 from worker.rq_worker import run_worker
+from worker.sources_command import sources
 from worker.sweep import Sweep, sweep_until
-from worker.wiring import CONFIG_VARIABLE, configured, open_service, utc_now
+from worker.usage_commands import count, recount
+from worker.wiring import CONFIG_VARIABLE, configured, open_notices, open_service, utc_now
 
 _READING = ("list", "show", "journal")  # the commands that may look into the demo's journal
 
@@ -126,7 +131,7 @@ def work(burst: bool) -> None:
 @main.command(name="sweep")
 @click.option("--once", is_flag=True, help="Sweep once and stop.")
 def sweep_command(once: bool) -> None:
-    """Ring for whatever is due, find pending invoices nobody told of, acknowledge."""
+    """Ring for whatever is due, find pending invoices nobody told of, acknowledge, send notices."""
     config = _ready_config()
     service = open_service(config)
     sweep = Sweep(
@@ -136,9 +141,15 @@ def sweep_command(once: bool) -> None:
         now=utc_now,
         find_every=timedelta(seconds=config.sweep.find_pending_seconds),
         find_pages=config.sweep.find_pending_pages,
+        numbers=service.measures.numbers,
     )
+    notices = open_notices(service)
     if once:
-        swept = sweep.round()
+        try:
+            swept = sweep.round()
+            sweep.doorbell.note_sweep(utc_now())
+        finally:
+            notices.tell()
         click.echo(
             f"rang for {swept.rung} invoices, found {swept.found} pending,"
             f" acknowledged {swept.acknowledged} notifications",
@@ -148,10 +159,13 @@ def sweep_command(once: bool) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    sweep_until(stop, sweep, timedelta(seconds=config.sweep.interval_seconds))
+    sweep_until(stop, sweep, timedelta(seconds=config.sweep.interval_seconds), notices.tell)
 
 
-for command in (list_command, show, replay, close, journal):
+for command in (
+    *(list_command, show, preview, replay, recount, hold, release, close, pause, resume),
+    *(journal, count, sources, events),
+):
     main.add_command(command)
 
 

@@ -8,12 +8,16 @@ import threading
 from pathlib import Path
 
 import structlog
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
+from worker.causes import cause_of
 from worker.domain import InvoiceKey
 from worker.errors import ConfigError, ReconcilerError
 from worker.logs import configure_logs
+from worker.metrics import DECISIONS, DUPLICATES, RUN_SECONDS
+from worker.outcomes import exhausted
 from worker.reconcile import hold, reconcile
-from worker.record import State
+from worker.record import Outcome, State
 from worker.wiring import Service, config_path, configured, open_service, utc_now
 
 log = structlog.get_logger("worker")
@@ -30,18 +34,22 @@ def reconcile_invoice(platform: str, invoice_id: str) -> None:
 
     May run at any time, any number of times: the journal decides whether there is work.
     """
+    clear_contextvars()
+    bind_contextvars(invoice=invoice_id, platform=platform)
     service, key = current.service(), InvoiceKey(platform, invoice_id)
-    if platform in service.platforms:
-        ports = service.ports(platform, stop_requested.is_set)
-        outcome = reconcile(key, owner=owner(), ports=ports, rules=service.config.rules)
-    else:
-        reason = f'there is no platform "{platform}" in the config any more; add it, then replay'
-        outcome = hold(key, reason, owner=owner(), journal=service.journal, at=utc_now())
-    event = log.bind(invoice=invoice_id, platform=platform)
+    with service.measures.tracing.trace("run", invoice=invoice_id, platform=platform) as trace:
+        bind_contextvars(trace_id=trace.id)  # until the worker has told how the job ended
+        outcome = _outcome(service, key, trace.id)
+        if outcome is not None:
+            trace.note(state=outcome.state.value, attempt=outcome.attempt)
+    numbers = service.measures.numbers
     if outcome is None:
-        event.debug("not_due_or_taken")
+        numbers.add(DUPLICATES, "run")
+        log.debug("not_due_or_taken")
         return
-    event.info(
+    numbers.add(DECISIONS, outcome.state.value, _cause(outcome))
+    numbers.observe(RUN_SECONDS, outcome.seconds)
+    log.info(
         outcome.state.value,
         reason=outcome.reason,
         attempt=outcome.attempt,
@@ -50,6 +58,27 @@ def reconcile_invoice(platform: str, invoice_id: str) -> None:
     )
     if outcome.state is State.HELD:
         raise InvoiceHeld(f"Held: {outcome.reason}")
+
+
+def _outcome(service: Service, key: InvoiceKey, trace_id: str) -> Outcome | None:
+    if key.platform not in service.platforms:
+        reason = (
+            f'there is no platform "{key.platform}" in the config any more; add it, then replay'
+        )
+        return hold(key, reason, owner=owner(), journal=service.journal, at=utc_now())
+    ports = service.ports(key.platform, stop_requested.is_set)
+    rules = service.config.rules
+    return reconcile(key, owner=owner(), ports=ports, rules=rules, trace_id=trace_id)
+
+
+def _cause(outcome: Outcome) -> str:
+    """Name why an invoice is held, or would be after its last attempt; empty: it is neither."""
+    match outcome.state:
+        case State.HELD:
+            return cause_of(outcome.reason).key
+        case State.RETRYING:
+            return cause_of(exhausted(outcome.attempt, outcome.reason)).key
+    return ""
 
 
 def owner() -> str:
@@ -92,9 +121,13 @@ class CurrentService:
         config = configured()
         if before is not None:
             old = before.config
-            if (config.journal, config.queue) != (old.journal, old.queue):
-                raise ConfigError(["journal, queue: restart all processes to change these"])
-        service = open_service(config, before.journal if before else None)
+            fixed, now = [
+                (one.journal, one.queue, one.metrics.folder, one.log.otel) for one in (old, config)
+            ]
+            if fixed != now:
+                told = "journal, queue, metrics.folder, log.otel: restart all processes to change"
+                raise ConfigError([f"{told} these"])
+        service = open_service(config, *((before.journal, before.measures) if before else ()))
         configure_logs(config.log.level, config.log.format, config.secrets)
         return service
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Collection
 from typing import Any, Literal, TextIO
+from urllib.parse import quote, quote_plus
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -42,6 +43,7 @@ def configure_logs(
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _masking(secrets),
+                *([] if as_json else [_printable]),
                 last,
             ],
         )
@@ -49,6 +51,10 @@ def configure_logs(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    server = logging.getLogger("gunicorn.error")  # its own handlers would show what it refused
+    if server.handlers:
+        server.handlers.clear()
+        server.propagate = True
     for chatty in ("rq.worker", "urllib3", "sqlalchemy"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
@@ -63,11 +69,36 @@ def configure_logs(
 
 
 def masked(text: str, secrets: Collection[str]) -> str:
-    """Replace every secret in a text; the longest first, as one may hold another."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _SHORTEST_SECRET:
-            text = text.replace(secret, "***")
+    """Replace every secret in a text, also as a URL writes it; the longest first."""
+    long = [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
+    for form in sorted({form for secret in long for form in _forms(secret)}, key=len, reverse=True):
+        text = text.replace(form, "***")
     return text
+
+
+def _forms(secret: str) -> tuple[str, ...]:
+    """Return how a secret may be written: plainly, and in the ways of URLs."""
+    raw = secret.encode(errors="surrogateescape")
+    # as written, for a path, for anything, for a form, and as SQLAlchemy writes it
+    return secret, quote(raw), quote(raw, safe=""), quote_plus(raw), quote(raw, safe=" +")
+
+
+def _printable(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Write out what would steer a terminal: a path or a name may be anybody's."""
+
+    def plain(value: Any) -> Any:
+        match value:
+            case str():
+                return "".join(
+                    c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in value
+                )
+            case dict():
+                return {plain(key): plain(inner) for key, inner in value.items()}
+            case list():
+                return [plain(inner) for inner in value]
+        return value
+
+    return {key: plain(value) for key, value in event.items()}
 
 
 def _masking(secrets: Collection[str]) -> Processor:

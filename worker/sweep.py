@@ -17,6 +17,7 @@ import structlog
 from worker.domain import InvoiceKey
 from worker.doorbell import Doorbell
 from worker.errors import PermanentError, ReconcilerError, TransientError
+from worker.metrics import SWEEP_AT, SWEEP_FINDINGS, SWEEP_ROUNDS, Numbers
 from worker.ports import BillingPlatform, Journal
 from worker.record import Entry, EntryKind
 
@@ -44,6 +45,7 @@ class Sweep:
     now: Callable[[], datetime]
     find_every: timedelta  # between two looks through a platform's pending invoices
     find_pages: int  # of pending invoices, in one round at most
+    numbers: Numbers = field(default_factory=Numbers)
     _offsets: dict[str, int] = field(default_factory=dict)
     _rests_until: dict[str, datetime] = field(default_factory=dict)
 
@@ -52,6 +54,18 @@ class Sweep:
 
         A platform that does not answer is logged, and looked at again in the next round.
         """
+        try:
+            swept = self._round()
+        except BaseException:
+            self.numbers.add(SWEEP_ROUNDS, "failed")
+            raise
+        self.numbers.add(SWEEP_ROUNDS, "done")
+        self.numbers.raise_to(SWEEP_AT, self.now().timestamp())
+        for finding, number in asdict(swept).items():
+            self.numbers.add(SWEEP_FINDINGS, finding, amount=number)
+        return swept
+
+    def _round(self) -> Swept:
         due = self.journal.due(self.now(), _MOST_RUNG)
         for key in due:
             self.doorbell.ring(key)
@@ -104,16 +118,30 @@ class Sweep:
         return done
 
 
-def sweep_until(stop: threading.Event, sweep: Sweep, interval: timedelta) -> None:
-    """Make a round every interval until told to stop; one that fails is logged."""
+def _told_nobody() -> None:
+    """Stand in where no notices are set."""
+
+
+def sweep_until(
+    stop: threading.Event,
+    sweep: Sweep,
+    interval: timedelta,
+    notify: Callable[[], object] = _told_nobody,
+) -> None:
+    """Make a round every interval until told to stop, and tell what is to be told after each.
+
+    A round that fails is logged.
+    """
     log.info("sweep_started", every_seconds=interval.total_seconds())
     while not stop.is_set():
         try:
             swept = sweep.round()
+            sweep.doorbell.note_sweep(sweep.now())
             event = log.bind(**asdict(swept))
             tell = event.info if any(asdict(swept).values()) else event.debug
             tell("swept")
         except ReconcilerError as error:
             log.warning("sweep_failed", reason=str(error))
+        notify()
         stop.wait(interval.total_seconds())
     log.info("sweep_stopped")
