@@ -37,8 +37,10 @@ BillForward is silent on some things. What the sandbox does there, and the switc
 - Webhooks: any 2xx within `notification_timeout_seconds` is success; else it is tried again after
   each of `redelivery_seconds`. With ackEnabled it is sent again until acknowledged, at most
   `ack_attempts` times. `notification_copies` sends each several times, `reorder_window`,
-  `reorder_seed` and `reorder_hold_seconds` shuffle them. A webhook needs no verification.
+  `reorder_seed` and `reorder_hold_seconds` shuffle them. A webhook needs no verification;
+  what it is listed with can be set, and changes nothing else.
 - There is no rate limit; a `rate_limit` fault answers 429. `latency_seconds` slows every answer.
+- The header Date tells the sandbox's clock.
 - The token goes in the Authorization header only: in the query it would end up in logs.
 - Path tricks, unknown paths, methods, parameters and fields, a key given twice, and a body that is
   not JSON are violations, each answered with a 4xx and an error body.

@@ -13,6 +13,7 @@ from sandbox.wire import Json, Ready, RefusedError, Request, invalid
 from sandbox.world import NotFoundError, World
 
 ENTITY_QUERY = (*PAGE_QUERY, "exclude_children")
+PLANS_QUERY = (*PAGE_QUERY, "metadata")
 Get = Callable[[World, str, Mapping[str, str]], Page]
 Post = Callable[[World, str, Json], Sequence[Json | Ready]]
 
@@ -85,6 +86,7 @@ ROUTES = (
     _get("subscriptions/*", reading.subscription, PAGE_QUERY),
     _post("subscriptions/*/advance", lambda w, one, body: [billing.advance(w, one, body)]),
     _get("accounts/*", reading.account, PAGE_QUERY),
+    _get("product-rate-plans", lambda w, _, query: reading.plans(w, query), PLANS_QUERY),
     _get("product-rate-plans/*", reading.plan, PAGE_QUERY),
     _get("notifications/ack/*", reading.acknowledge, ("organizations",)),
     _get("webhooks", lambda w, _, query: reading.webhooks(w, query), PAGE_QUERY),

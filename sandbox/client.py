@@ -111,9 +111,13 @@ class SandboxControl:
         body = {} if at is None else {"at": text_of(at)}
         return self._ask("POST", f"subscriptions/{subscription_id}/cancel", body)
 
-    def add_webhook(self, url: str, *, ack_enabled: bool = False) -> Json:
-        """Send notifications to *url* from now on; user:password in it become HTTP basic."""
-        return self._ask("POST", "webhooks", {"url": url, "ackEnabled": ack_enabled})
+    def add_webhook(self, url: str, *, ack_enabled: bool = False, **extra: Any) -> Json:
+        """Send notifications to *url* from now on; user:password in it become HTTP basic.
+
+        It is listed with the *extra* fields, such as `verified=False`.
+        """
+        body = {"url": url, "ackEnabled": ack_enabled, "extra": extra}
+        return self._ask("POST", "webhooks", body)
 
     def drop_webhooks(self) -> None:
         """Send no notifications any more."""

@@ -21,7 +21,11 @@ from sandbox.rules import Field, checked
 from sandbox.wire import Json, Ready, invalid
 from sandbox.world import World
 
-_WEBHOOK = {"url": Field("text", required=True), "ackEnabled": Field("boolean")}
+_WEBHOOK = {
+    "url": Field("text", required=True),
+    "ackEnabled": Field("boolean"),
+    "extra": Field("object"),
+}
 _NOTIFY = {
     "invoiceID": Field("text", required=True),
     "action": Field("text"),
@@ -52,19 +56,28 @@ def answer(world: World, method: str, path: str, body: Json) -> Json | Ready:
     raise invalid(f"there is no control {method} {path}")
 
 
-def add_webhook(world: World, url: str, *, ack_enabled: bool = False) -> Webhook:
+def add_webhook(
+    world: World, url: str, *, ack_enabled: bool = False, extra: Json | None = None
+) -> Webhook:
     """Send notifications to *url* (http or https, user:password allowed) from now on."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise invalid("a webhook needs an http or https URL", "url")
-    webhook = Webhook(id=new_id("WHK"), url=url, ack_enabled=ack_enabled, created=world.clock.now())
+    webhook = Webhook(
+        id=new_id("WHK"),
+        url=url,
+        ack_enabled=ack_enabled,
+        created=world.clock.now(),
+        extra=extra or {},
+    )
     world.outbox.webhooks[webhook.id] = webhook
     return webhook
 
 
 def _add_webhook(world: World, body: Json) -> Json:
     checked(body, _WEBHOOK)
-    webhook = add_webhook(world, body["url"], ack_enabled=body.get("ackEnabled", False))
+    ack_enabled = body.get("ackEnabled", False)
+    webhook = add_webhook(world, body["url"], ack_enabled=ack_enabled, extra=body.get("extra"))
     return shown_webhook(world, webhook, without_user(webhook.url))
 
 

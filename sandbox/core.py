@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from email.utils import format_datetime
 
 from sandbox import api, control
 from sandbox.faults import FaultRule, spoiled
@@ -130,8 +131,12 @@ class Sandbox:
         else:
             response = spoiled(rule, lambda: self._answer(request), self._later(rule, request))
         world.record.requests.append(self._entry(request, response, rule))
-        delay = response.delay_seconds + world.settings.latency_seconds
-        return replace(response, delay_seconds=delay) if delay else response
+        date = ("Date", format_datetime(world.clock.now(), usegmt=True))
+        return replace(
+            response,
+            delay_seconds=response.delay_seconds + world.settings.latency_seconds,
+            headers=(*response.headers, date),
+        )
 
     def _later(self, rule: FaultRule, request: Request) -> Callable[[], None]:
         def commit() -> None:

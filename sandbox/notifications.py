@@ -86,6 +86,7 @@ def shown_webhook(world: World, webhook: Webhook, url: str) -> Json:
             {"webhookID": webhook.id, "domain": "Invoice", "action": action, **head}
             for action in ("Pending", "Unpaid", "Paid", "Voided")
         ],
+        **webhook.extra,
     }
 
 

@@ -22,6 +22,8 @@ class Webhook:
     url: str
     ack_enabled: bool
     created: datetime
+    extra: Json = field(default_factory=dict)
+    """What it is shown with instead: `verified`, `format`, `deleted`, ..."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

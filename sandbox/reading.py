@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +27,7 @@ class Page:
     records: int | None = DEFAULT_RECORDS
     offset: int = 0
     total: int | None = None
+    says_page_size: bool = True  # False: recordsRequested is 0, whatever was asked for
 
     def envelope(self, nanoseconds: int) -> Json:
         """Return the answer's body; there is no nextPage (recorded 2026)."""
@@ -35,7 +36,7 @@ class Page:
             paging = {
                 "currentPage": self.offset // self.records,
                 "currentOffset": self.offset,
-                "recordsRequested": self.records,
+                "recordsRequested": self.records if self.says_page_size else 0,
                 "recordsReturned": len(self.results),
             }
         if self.total is not None:
@@ -96,13 +97,24 @@ def plan(world: World, plan_id: str, _: Query) -> Page:
     return Page(results=[shown_plan(world, world.plan(plan_id))], records=None)
 
 
+def plans(world: World, query: Query) -> Page:
+    """Return a page of the rate plans; recorded: recordsRequested says 0 here."""
+    found = sorted(
+        world.plans.values(), key=lambda one: (one.created, one.id), reverse=_descending(query)
+    )
+    page = _page(world, query, found, lambda one: shown_plan(world, one), total=True)
+    return replace(page, says_page_size=False)
+
+
 def webhooks(world: World, query: Query) -> Page:
-    """Return the webhooks; passwords are not shown."""
+    """Return the webhooks, retired ones too unless asked not to; passwords are not shown."""
+    retired = truth(query, "include_retired", default=True)
     shown = [
         shown_webhook(world, webhook, without_user(webhook.url))
         for webhook in world.outbox.webhooks.values()
     ]
-    return _page(world, query, shown, lambda webhook: webhook)
+    found = [webhook for webhook in shown if retired or not webhook["deleted"]]
+    return _page(world, query, found, lambda webhook: webhook)
 
 
 def acknowledge(world: World, notification_id: str, _: Query) -> Page:

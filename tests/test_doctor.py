@@ -1,301 +1,279 @@
-"""The doctor: each thing it looks at, well and not, with a mend and without a secret."""
+"""The doctor: what the configuration tells, alone and together with what others told."""
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import subprocess
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from builders import KEY
-from redis import Redis, RedisError
+from click.testing import CliRunner
+from doctor_builders import (
+    COMPONENT,
+    EVENTS,
+    PASSWORD,
+    PLATFORM,
+    REDIS,
+    SECRET,
+    TOKEN,
+    Installation,
+    installed,
+    plan,
+)
 
-from sandbox.process import RunningSandbox
-from worker.demo.processes import wait_for
-from worker.demo.redis_server import find_binary, free_port, stop
+from worker.cli import main
 from worker.doctor import Finding, examine
-from worker.doorbell import Doorbell
+from worker.doctor.findings import Look, findings_of
+from worker.metering import UsageEvent
+from worker.wiring import configured, open_event_store, utc_now
 
-NO_REDIS = "redis://:s3cr3t-redis@127.0.0.1:1/0"
-PASSWORD = "RECONCILER__WEBHOOK__PASSWORD"
-TOKEN = "RECONCILER__PLATFORMS__BILLFORWARD__TOKEN"
-EVENTS = """
-[usage_sources.events]
-kind = "sql"
-url = "sqlite:///usage.db"
-table = "usage"
-subject_column = "subject"
-time_column = "at"
-time_format = "iso"
+METER = """
+[usage_sources.meter]
+kind = "meter"
 """
-EXPORT = """
-[usage_sources.export]
-kind = "csv"
-path = "export.csv"
-subject_column = "subject"
-time_column = "at"
-time_format = "iso"
+SECOND = """
+[components."SMS"]
+source = "events"
+metric = "text_message"
 """
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own, with both secrets set and no Redis."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(PASSWORD, "s3cr3t-hook")
-    monkeypatch.setenv(TOKEN, "s3cr3t-token")
-    monkeypatch.setenv("RECONCILER__QUEUE__REDIS_URL", NO_REDIS)
-    configure("http://127.0.0.1:1/v1")
-    return tmp_path
+@pytest.fixture
+def whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str
+) -> Iterator[Installation]:
+    """An installation in which all is well."""
+    with installed(tmp_path, monkeypatch, redis_url) as made:
+        yield made
 
 
-def configure(base_url: str, more: str = "") -> None:
-    """Write the configuration."""
-    Path("config.toml").write_text(
-        f'[platforms.billforward]\nbase_url = "{base_url}"\ntotal_timeout_seconds = 0.1\n{more}'
-    )
-
-
-def looked() -> list[Finding]:
-    """Return the findings; none tells a secret, and each bad one says how to mend it."""
-    findings = list(examine())
-    assert "s3cr3t" not in repr(findings)
-    assert [finding for finding in findings if not finding.well and not finding.mend] == []
-    return findings
-
-
-def found(subject: str) -> Finding:
-    """Return the one finding on a subject."""
-    (finding,) = [finding for finding in looked() if finding.subject == subject]
-    return finding
-
-
-@contextmanager
-def redis_with(folder: Path, *settings: str) -> Iterator[str]:
-    """Run a Redis with settings of its own."""
-    port = free_port()
-    url = f"redis://127.0.0.1:{port}/0"
-    command = [find_binary(), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
-    with (folder / "redis.log").open("wb") as log:
-        server = subprocess.Popen([*command, *settings], stdin=subprocess.DEVNULL, stdout=log)
-    try:
-        with Redis.from_url(url) as client:
-            wait_for(
-                "Redis",
-                lambda: answers(client),
-                seconds=10,
-                alive={"redis": server},
-                folder=folder,
-            )
-        yield url
-    finally:
-        stop(server)
-
-
-def answers(client: Redis) -> bool:
-    """Tell whether a Redis is up."""
-    try:
-        client.ping()
-    except RedisError:
-        return False
-    return True
-
-
-def test_all_well(sandbox: RunningSandbox, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a complete installation every finding is well, and every part was looked at."""
-    monkeypatch.setenv("RECONCILER__QUEUE__REDIS_URL", redis_url)
-    monkeypatch.setenv(TOKEN, sandbox.token)
-    configure(sandbox.base_url, EVENTS + EXPORT)
-    make_usage("CREATE TABLE usage (subject TEXT, at TEXT)")
-    Path("export.csv").write_text("subject,at\n")
-    findings = list(examine())
-    assert [finding for finding in findings if not finding.well] == []
+def test_all_well(whole: Installation) -> None:
+    """On a whole installation every part is looked at, every finding is well, none has a mend."""
+    findings = whole.findings()
+    assert [finding for finding in findings if not finding.well or finding.mend] == []
     assert [finding.subject for finding in findings] == [
-        *("config", "secrets", "journal", "redis", "redis persistence", "redis eviction"),
-        *("platform billforward", "usage source events", "usage source export"),
+        *("config", "secrets", "passwords", "timeouts", "mode"),
+        *("journal", "journal chain", "invoices", "components seen", "disk"),
+        *("redis", "redis persistence", "redis eviction", "queue", "workers", "sweep"),
+        *("platform billforward", "plans of billforward", "webhooks of billforward"),
+        *("usage source events", "components", "web server", "clock"),
     ]
-    assert sandbox.token not in repr(findings)
+    assert whole.control.record().broken == []
 
 
-def make_usage(statement: str) -> None:
-    """Make the usage database."""
-    with closing(sqlite3.connect("usage.db")) as db, db:
-        db.execute(statement)
+def test_the_command_of_a_whole_installation(whole: Installation) -> None:
+    """`doctor` ends with 0 where all is well, and with 3 and the mend where anything is not."""
+    well = CliRunner().invoke(main, ["doctor"])
+    assert (well.exit_code, "BAD" in well.stdout, "mend:" in well.stdout) == (0, False, False)
+    whole.control.drop_webhooks()
+    bad = CliRunner().invoke(main, ["doctor"])
+    assert bad.exit_code == 3
+    assert "BAD webhooks of billforward: none leads to /webhooks/billforward\n" in bad.stdout
+    assert "    mend: make one in the platform's pages" in bad.stdout
+    told = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+    assert [one["subject"] for one in told if not one["well"]] == ["webhooks of billforward"]
+    assert set(told[0]) == {"subject", "well", "told", "mend"}
 
 
-def test_wrong_config() -> None:
+def test_wrong_config(whole: Installation) -> None:
     """Each complaint of the configuration is a finding, and nothing else is looked at."""
-    configure("http://127.0.0.1:1", "[webhook]\nprot = 1\nport = -1\n")
-    findings = looked()
+    whole.configure("[webhook]\nprot = 1\nport = -1\n")
+    findings = whole.findings()
     assert [finding.subject for finding in findings] == ["config", "config"]
     assert {finding.told.split(":")[0] for finding in findings} == {"webhook.prot", "webhook.port"}
 
 
-def test_no_config() -> None:
+def test_no_config(whole: Installation) -> None:
     """A missing configuration is a finding that says what to copy."""
     Path("config.toml").unlink()
-    assert "copy config.example.toml" in found("config").told
-
-
-def test_missing_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each missing secret is a finding; without them nobody outside is asked."""
-    monkeypatch.delenv(TOKEN)
-    monkeypatch.delenv(PASSWORD)
-    findings = [finding for finding in looked() if finding.subject == "secrets"]
-    assert [finding.well for finding in findings] == [False, False]
-    assert TOKEN in findings[0].told
-    assert PASSWORD in findings[1].told
-    assert not any(finding.subject.startswith("platform") for finding in looked())
-
-
-def test_secrets_set() -> None:
-    """Set secrets are said to be set, and not shown."""
-    assert found("secrets") == Finding("secrets", well=True, told="all set")
-
-
-def test_journal(place: Path) -> None:
-    """The journal is made where it can be, and then it is well."""
-    assert found("journal").well
-    assert (place / "state" / "journal.db").exists()
-
-
-def test_journal_folder_is_a_file(place: Path) -> None:
-    """A file in the place of the journal's folder is found."""
-    (place / "state").write_text("no folder")
-    finding = found("journal")
-    assert not finding.well
-    assert "state/journal.db" in finding.told
-    assert "journal.url" in finding.mend
-
-
-def test_journal_is_no_database(place: Path) -> None:
-    """A file that is no journal is found."""
-    (place / "state").mkdir()
-    (place / "state" / "journal.db").write_bytes(b"x" * 5000)
-    assert "file is not a database" in found("journal").told
-
-
-def test_journal_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A journal's URL that no adapter knows is found, without its password."""
-    monkeypatch.setenv("RECONCILER__JOURNAL__URL", "mysql://me:s3cr3t-db@h/db")
-    finding = found("journal")
-    assert not finding.well
-    assert "mysql is not a journal" in finding.told
-
-
-def test_redis_down() -> None:
-    """A Redis that does not answer is found, without its password."""
-    finding = found("redis")
-    assert not finding.well
-    assert "Redis at 127.0.0.1:1: ConnectionError" in finding.told
-    assert "queue.redis_url" in finding.mend
+    assert "copy config.example.toml" in whole.bad().told
 
 
 @pytest.mark.parametrize(
-    ("settings", "bad"),
+    ("more", "variable", "unseen"),
     [
-        (["--appendonly", "no"], {"redis persistence": "appendonly no"}),
-        (
-            ["--appendonly", "yes", "--maxmemory-policy", "allkeys-lru"],
-            {"redis eviction": "maxmemory-policy allkeys-lru"},
-        ),
-        (["--appendonly", "yes"], {}),
+        ("", TOKEN, {"platform billforward", "plans of billforward", "webhooks of billforward"}),
+        ("", PASSWORD, set()),
     ],
 )
-def test_redis_settings(
-    place: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], bad: dict[str, str]
-) -> None:
-    """A Redis that forgets at a restart or drops keys is found; one that keeps all is well."""
-    with redis_with(place, *settings) as url:
-        monkeypatch.setenv("RECONCILER__QUEUE__REDIS_URL", url)
-        findings = [finding for finding in looked() if finding.subject.startswith("redis")]
-    assert [f.subject for f in findings] == ["redis", "redis persistence", "redis eviction"]
-    assert {f.subject: f.told for f in findings if not f.well} == bad
+def test_a_missing_secret(whole: Installation, more: str, variable: str, unseen: set[str]) -> None:
+    """A missing secret is the one finding; only what needs it is not looked at."""
+    seen = {finding.subject for finding in whole.findings()}
+    whole.unset(variable)
+    finding = whole.bad()
+    assert finding.subject == "secrets"
+    assert variable in finding.told
+    assert seen - {finding.subject for finding in whole.findings()} == unseen
 
 
-def test_redis_that_does_not_tell(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hosted Redis that hides its settings is well, and says that they cannot be read."""
-    with redis_with(place, "--rename-command", "CONFIG", "") as url:
-        monkeypatch.setenv("RECONCILER__QUEUE__REDIS_URL", url)
-        finding = found("redis eviction")
+def test_events_that_nobody_may_send(whole: Installation) -> None:
+    """An endpoint for events without its token is found."""
+    whole.configure('[events]\nsource = "meter"\n', meter=METER)
+    take_an_event()
+    finding = whole.bad()
+    assert finding.subject == "secrets"
+    assert "RECONCILER__EVENTS__TOKEN" in finding.told
+    whole.set("RECONCILER__EVENTS__TOKEN", SECRET)
+    assert [finding for finding in whole.findings() if not finding.well] == []
+
+
+def take_an_event() -> None:
+    """Let the meter store its first event, which makes its tables."""
+    event = UsageEvent(source="s", id="1", subject="S", metric="calls", at=utc_now())
+    open_event_store(configured()).append([event], all_or_nothing=True)
+
+
+@pytest.mark.parametrize(
+    ("password", "told"),
+    [
+        ("changeme", "webhook.password has 8 characters"),
+        ("abababababababab", "webhook.password is made of 2 different characters"),
+    ],
+)
+def test_a_weak_password(whole: Installation, password: str, told: str) -> None:
+    """A webhook's password that can be guessed is found, and not shown."""
+    whole.set(PASSWORD, password)
+    finding = whole.bad()
+    assert finding.subject == "passwords"
+    assert told in finding.told
+    assert password not in repr(finding)
+    assert "openssl rand" in finding.mend
+    assert PASSWORD in finding.mend
+
+
+def test_a_call_that_outlasts_the_lease(whole: Installation) -> None:
+    """A lease that ends before a call to the platform may end is found."""
+    whole.configure("[rules]\nlease_seconds = 150\n")
+    finding = whole.bad()
+    assert finding.subject == "timeouts"
+    assert "rules.lease_seconds must be above 155" in finding.told
+    assert "platforms.billforward.read_timeout_seconds" in finding.mend
+
+
+def test_a_source_that_outlasts_the_lease(whole: Installation) -> None:
+    """A source that may take longer than the lease is found with both ways to mend it."""
+    whole.configure(events=f"{EVENTS}timeout_seconds = 200\n")
+    finding = whole.bad()
+    assert finding.subject == "timeouts"
+    assert "usage_sources.events.timeout_seconds is 200" in finding.told
+    assert "timeout_seconds to 150 or less" in finding.mend
+    assert "rules.lease_seconds to 400 or more" in finding.mend
+
+
+def test_observing_is_told(whole: Installation) -> None:
+    """That nothing is written is told, and is nothing bad."""
+    whole.configure('[rules]\nmode = "observe"\n')
+    finding = whole.found("mode")
     assert finding.well
-    assert finding.told == "maxmemory-policy cannot be read"
+    assert "nothing is issued" in finding.told
 
 
-def test_platform_unreachable() -> None:
-    """A platform that cannot be reached is found."""
-    finding = found("platform billforward")
+def test_two_components_that_count_the_same(whole: Installation) -> None:
+    """Two components of one rate plan that would bill the same events are found."""
+    whole.configure(second=SECOND)
+    whole.control.put_plan(**plan("Text messages", "SMS"))
+    finding = whole.bad()
+    assert finding.subject == "components"
+    assert finding.told.startswith('"Text messages", "SMS" count the same events')
+
+
+def test_two_plans_may_count_the_same(whole: Installation) -> None:
+    """On two rate plans the same metric under two names is what it must be."""
+    whole.configure(second=SECOND)
+    whole.control.put_plan(**plan("SMS"))
+    assert whole.found("components").well
+
+
+def test_components_alike_where_no_plan_is_known(whole: Installation) -> None:
+    """Where the platform does not tell its plans, two components alike are found."""
+    whole.configure(second=SECOND)
+    whole.unset(TOKEN)
+    bad = {finding.subject for finding in whole.findings() if not finding.well}
+    assert bad == {"secrets", "components"}
+
+
+@pytest.mark.parametrize("more", ['aggregation = "unique"', 'filters = { region = "eu" }'])
+def test_components_that_differ(whole: Installation, more: str) -> None:
+    """Components that count other events, or otherwise, are not alike."""
+    whole.configure(second=f"{SECOND}{more}\n")
+    whole.control.put_plan(**plan("Text messages", "SMS"))
+    assert whole.found("components").well
+
+
+def test_a_server_open_without_tls(whole: Installation) -> None:
+    """A web server beyond the loopback is found unless something tells of TLS in front of it."""
+    whole.configure('[webhook]\nhost = "0.0.0.0"\n')
+    finding = whole.bad()
+    assert finding.subject == "web server"
+    assert finding.told.startswith("listens on 0.0.0.0:8000 without TLS")
+    assert "127.0.0.1" in finding.mend
+    whole.control.drop_webhooks()
+    whole.control.add_webhook("https://billing:x@example.com/webhooks/billforward")
+    assert whole.found("web server").well
+
+
+def test_our_clock_is_off(whole: Installation) -> None:
+    """A clock of ours that is behind those of all others is found, once for each of them."""
+    whole.now = lambda: utc_now() - timedelta(minutes=10)
+    bad = [finding for finding in whole.findings() if not finding.well]
+    assert [finding.subject for finding in bad] == ["clock", "clock"]
+    assert bad[0].told.startswith("ours is 600 s behind that of Redis")
+    assert "platform billforward" in bad[1].told
+    assert "timedatectl" in bad[0].mend
+
+
+def test_the_platforms_clock_is_off(whole: Installation) -> None:
+    """A platform's clock that is ahead of ours is found."""
+    whole.control.advance_clock(3600)
+    finding = whole.bad()
+    assert finding.subject == "clock"
+    assert "behind that of platform billforward" in finding.told
+
+
+def test_the_database_is_asked_for_its_time(whole: Installation, postgres_url: str) -> None:
+    """A journal in PostgreSQL is well too, and its server's clock is compared."""
+    whole.set("RECONCILER__JOURNAL__URL", postgres_url)
+    assert [finding for finding in whole.findings() if not finding.well] == []
+    whole.now = lambda: utc_now() - timedelta(minutes=10)
+    assert any("the journal's database" in one.told for one in whole.findings() if not one.well)
+
+
+def test_nothing_set_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing there at all each part is a finding of its own, and none stops the others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(TOKEN, SECRET)
+    monkeypatch.setenv(REDIS, "redis://:s3cr3t-redis@127.0.0.1:1/0")
+    platform = PLATFORM.replace("BASE_URL", "http://127.0.0.1:1")
+    Path("config.toml").write_text(platform + EVENTS + COMPONENT)
+    Path("state").write_text("no folder")
+    findings = list(examine())
+    assert [finding.subject for finding in findings if not finding.well] == [
+        *("secrets", "journal", "redis", "platform billforward", "usage source events"),
+    ]
+    assert "s3cr3t" not in repr(findings)
+
+
+def test_a_look_that_hangs_is_given_up() -> None:
+    """What gives no answer in time is a finding."""
+    over = threading.Event()
+
+    def find() -> Iterable[Finding]:
+        over.wait(60)
+        return []
+
+    try:
+        (finding,) = findings_of(Look("usage source slow", "raise its timeout", find), 0.05)
+    finally:
+        over.set()
     assert not finding.well
-    assert "base_url" in finding.mend
+    assert finding.told == "gave no answer within 0.05 s"
+    assert finding.mend == "raise its timeout"
 
 
-def test_token_refused(sandbox: RunningSandbox) -> None:
-    """A token that the platform refuses is found, and not shown."""
-    configure(sandbox.base_url)
-    finding = found("platform billforward")
-    assert not finding.well
-    assert "token" in finding.mend
-
-
-@pytest.mark.parametrize(
-    ("statement", "told"),
-    [
-        ("CREATE TABLE other (x)", "usage"),
-        ("CREATE TABLE usage (subject TEXT, moment TEXT)", "at"),
-    ],
-)
-def test_source_with_another_table(statement: str, told: str) -> None:
-    """A source whose table or column is missing is found by its name."""
-    configure("http://127.0.0.1:1", EVENTS)
-    make_usage(statement)
-    finding = found("usage source events")
-    assert not finding.well
-    assert told in finding.told
-
-
-@pytest.mark.parametrize(
-    ("settings", "subject", "told"),
-    [(EVENTS, "events", "usage.db"), (EXPORT, "export", "export.csv")],
-)
-def test_source_without_file(settings: str, subject: str, told: str) -> None:
-    """A source whose file is missing is found by the file's name, and no file is made."""
-    configure("http://127.0.0.1:1", settings)
-    before = set(os.listdir())
-    finding = found(f"usage source {subject}")
-    assert not finding.well
-    assert told in finding.told
-    assert set(os.listdir()) - before == {"state"}
-
-
-@pytest.mark.parametrize("driver", ["psycopg", "pymysql"])
-def test_source_without_driver(monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
-    """A source whose database driver is not installed is found, without its password."""
-    dialect = {"psycopg": "postgresql", "pymysql": "mysql"}[driver]
-    native = EVENTS.replace('"iso"', '"native"')
-    configure("http://127.0.0.1:1", f"{native}timeout_seconds = 1\n")
-    monkeypatch.setenv(
-        "RECONCILER__USAGE_SOURCES__EVENTS__URL", f"{dialect}+{driver}://u:s3cr3t-db@127.0.0.1:1/d"
-    )
-    finding = found("usage source events")
-    assert not finding.well
-    assert driver in finding.told or "gave no answer" in finding.told
-
-
-def test_a_job_that_is_not_ours_is_named(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A poisoned id on the queue is found before it costs a worker, our own jobs are not."""
-    monkeypatch.setenv("RECONCILER__QUEUE__REDIS_URL", redis_url)
-    doorbell = Doorbell(redis_url, "reconcile")
-    doorbell.ring(KEY)
-    assert doorbell.foreign() == []
-    redis = doorbell.redis
-    redis.hset("rq:job:evil", mapping={"data": b'["os.system", null, ["true"], {}]'})
-    redis.rpush(doorbell.queue.key, "evil")
-    redis.rpush(f"{doorbell.queue.key}:intermediate", "empty")
-    assert doorbell.foreign() == ["evil", "empty"]
-    finding = found("queue")
-    assert not finding.well
-    assert finding.told == "not a job of ours: evil, empty"
-    assert doorbell.queue.key in finding.mend
+def test_a_look_that_crashes_is_a_finding() -> None:
+    """What no look expects is told by its kind alone, for its text may hold anything."""
+    (finding,) = findings_of(Look("it", "look at it", lambda: [int("s3cr3t")]), 5)  # type: ignore[list-item]
+    assert finding.told == "could not be looked at: ValueError"
+    assert finding.mend.startswith("look at it; if that is right, report it")

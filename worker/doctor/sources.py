@@ -1,0 +1,77 @@
+"""Each usage source: whether it answers, and whether it knows what the components ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from worker.asking import ask
+from worker.doctor.findings import Finding, Look, Visit
+from worker.domain import Component, Period, UsageQuery
+from worker.errors import PermanentError
+from worker.overrides import dotted
+from worker.ports import UsageSource
+
+_NOBODY = "reconciler-doctor"  # a subject that no source has
+
+
+def look(visit: Visit, name: str, sources: Mapping[str, UsageSource]) -> Look:
+    """Return the look at a source, and at the components that it counts."""
+    mend = (
+        f"look whether it is up; correct its place in {dotted(('usage_sources', name))}, or raise"
+        " its timeout_seconds"
+    )
+    return Look(f"usage source {name}", mend, lambda: _source(visit, name, sources))
+
+
+def _source(visit: Visit, name: str, sources: Mapping[str, UsageSource]) -> Iterator[Finding]:
+    subject = f"usage source {name}"
+    try:
+        ask(sources, name, lambda source: source.check())
+    except PermanentError as error:
+        mend = f"correct {dotted(('usage_sources', name))}: its table, columns or format"
+        yield Finding(subject, well=False, told=str(error), mend=mend)
+        return
+    faults = list(_component_faults(visit, name, sources))
+    yield Finding(subject, well=True, told="answers")
+    yield from faults
+    close = getattr(sources[name], "close", None)
+    if close is not None:
+        close()
+
+
+def _component_faults(
+    visit: Visit, name: str, sources: Mapping[str, UsageSource]
+) -> Iterator[Finding]:
+    """Ask for an empty period, of nobody: all that is refused now would hold invoices later."""
+    components = [one for one in visit.config.rules.components.values() if one.source == name]
+    for component in components:
+        query = _query(visit, component)
+        try:
+            _count(sources, name, query)
+        except PermanentError as error:
+            where = dotted(("components", component.name))
+            yield Finding(
+                f"component {component.name}",
+                well=False,
+                told=str(error),
+                mend=f"correct metric, aggregation or filters of {where}; a metric that is right"
+                f" and was never used yet goes into known_metrics of usage_sources.{name}",
+            )
+
+
+def _count(sources: Mapping[str, UsageSource], name: str, query: UsageQuery) -> Any:
+    return ask(sources, name, lambda source: source.count([query]))
+
+
+def _query(visit: Visit, component: Component) -> UsageQuery:
+    now = visit.now().replace(microsecond=0)  # some sources know whole seconds only
+    return UsageQuery(
+        charge_id="doctor",
+        subject=_NOBODY,
+        component=component.name,
+        metric=component.metric,
+        aggregation=component.aggregation,
+        period=Period(now, now),
+        filters=component.filters,
+    )
