@@ -17,8 +17,8 @@ from proof.world import Adapters
 from worker.domain import InvoiceKey
 from worker.doorbell import Doorbell
 from worker.errors import JournalUnavailable
-from worker.ports import Journal
-from worker.reconcile import Ports, reconcile
+from worker.ports import Journal, Ports
+from worker.reconcile import reconcile
 from worker.record import EntryKind
 from worker.sweep import Sweep
 

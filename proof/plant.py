@@ -48,10 +48,9 @@ def _lease_ignored() -> None:
     """Let every worker take what another one holds, and write without its fencing number."""
     claim, fenced = _JOURNAL.claim, _STEPS.fenced
 
-    def take(journal: Any, key: Any, owner: Any, at: Any, lease: Any) -> Any:
-        return claim(journal, key, owner, at, lease) or claim(
-            journal, key, owner, at + timedelta(days=1), lease
-        )
+    def take(journal: Any, key: Any, owner: Any, at: Any, *more: Any) -> Any:
+        later = at + timedelta(days=1)
+        return claim(journal, key, owner, at, *more) or claim(journal, key, owner, later, *more)
 
     def unfenced(tx: Any, holder: Any) -> Any:
         (row,) = tx.rows(

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import psycopg
 from flask import Flask
+from psycopg.sql import SQL, Identifier
 
 from proof.plan import Plan, PlannedInvoice
 from sandbox.process import RunningSandbox, running_sandbox
@@ -26,6 +27,7 @@ from worker.config import Config, config_of
 from worker.demo.redis_server import redis_server
 from worker.domain import InvoiceKey, utc_text
 from worker.journal import open_journal
+from worker.journal.schema import KEYS
 from worker.journal.sql import SqlJournal
 from worker.journal.sqlite import SqliteJournal
 from worker.ports import BillingPlatform, UsageSource
@@ -84,7 +86,8 @@ class PostgresJournals:
         """Empty the database of the last seed's rows."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute("SET session_replication_role = replica")  # no triggers
-            connection.execute("TRUNCATE deliveries, invoices, entries, tallies, ignored, acks")
+            for table in KEYS:
+                connection.execute(SQL("DELETE FROM {}").format(Identifier(table)))
         return self.url
 
     def opened(self, url: str, *, full: bool = False) -> SqlJournal:
