@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pytest
 import structlog
-from builders import INV, LEASE, delivery, frozen, other_key
+from builders import INV, LEASE, delivery, frozen, invoice, other_key
 from click.testing import CliRunner, Result
 
 from sandbox.process import RunningSandbox
@@ -23,6 +23,7 @@ from worker.cli import main
 from worker.domain import InvoiceKey
 from worker.doorbell import Doorbell, job_id_of
 from worker.journal.sqlite import SqliteJournal
+from worker.outcomes import seen
 from worker.record import Claim, Entry, EntryKind, Outcome, State
 
 KEY = InvoiceKey("billforward", INV)
@@ -116,26 +117,90 @@ def commands() -> list[tuple[str, click.Command]]:
 
 
 def test_list(journal: SqliteJournal) -> None:
-    """`list` gives a line an invoice on standard output, and their number on standard error."""
+    """`list` gives a header and a line an invoice on standard output, their number on the other."""
     three(journal)
     result = run("list")
-    assert result.stdout.splitlines() == [
-        f'{"INV-HELD":<36}  held      component "Fax pages" has no source',
-        f"{'INV-ISSUED':<36}  issued    Unpaid, 5.10 USD",
-        f"{INV}  due        (due 2015-12-02 13:00:01Z)",
+    days = f"{(datetime.now(UTC) - PAST).days}d"
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["INVOICE", "AGE", "STATE", "TOTAL", "CUSTOMER", "REASON"],
+        ["INV-HELD", days, "held", "-", "-", "component", '"Fax', 'pages"', "has", "no", "source"],
+        ["INV-ISSUED", days, "issued", "-", "-", "Unpaid,", "5.10", "USD"],
+        [INV, days, "due", "-", "-", "(due", "2015-12-02", "13:00:01Z)"],
     ]
+    assert len({line.rindex("  ") for line in result.stdout.splitlines()}) == 1
     assert result.stderr == "3 invoices\n"
+
+
+def test_list_tells_customer_and_total(journal: SqliteJournal) -> None:
+    """`list` shows what the platform said of an invoice; `--json` all that is known of it."""
+    journal.record_delivery(delivery(), PAST)
+    claim = claimed(journal, KEY)
+    fetched = entry(EntryKind.FETCHED, **seen(invoice(total="5.10")))
+    journal.freeze(claim, [fetched], [frozen()], PAST)
+    journal.settle(claim, [entry(EntryKind.HELD)], Outcome(state=State.HELD, reason="x"))
+    assert run("list").stdout.splitlines()[1].split()[2:] == ["held", "5.10", "USD", "ACC-1", "x"]
+    (row,) = json.loads(run("list", "--json").stdout)
+    assert (row["id"], row["state"], row["cause"]) == (INV, "held", "other")
+    assert (row["total"], row["account_id"], row["subscription_id"]) == ("5.10", "ACC-1", "SUB-1")
+    assert (row["components"], row["period_end"]) == (["Text messages"], "2015-12-02T12:18:51Z")
 
 
 def test_list_by_state(journal: SqliteJournal) -> None:
     """`list --state held`, as its help says, gives the held ones; several states may be given."""
     three(journal)
-    assert run("list", "--state", "held").stdout.startswith("INV-HELD ")
+    assert run("list", "--state", "held").stdout.splitlines()[1].startswith("INV-HELD ")
     both = run("list", "--state", "held", "--state", "issued", "--json").stdout
     assert [row["id"] for row in json.loads(both)] == ["INV-HELD", "INV-ISSUED"]
     assert run("list", "--state", "waiting", "--json").stdout == "[]\n"
-    assert len(run("list", "--limit", "2").stdout.splitlines()) == 2
+    cut = run("list", "--limit", "2")
+    assert len(cut.stdout.splitlines()) == 3
+    assert cut.stderr == "2 invoices of 3; see --limit\n"
+    assert run("list", "--state", "waiting").stdout == ""
     assert "'hold' is not one of" in run("list", "--state", "hold", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--platform", "billforward"], ["INV-HELD", "INV-ISSUED", INV]),
+        (["--platform", "eu"], []),
+        (["--cause", "unmapped_component"], ["INV-HELD"]),
+        (["--reason", "NO source"], ["INV-HELD"]),
+        (["--subscription", "SUB-1"], ["INV-ISSUED"]),
+        (["--account", "ACC-1"], ["INV-ISSUED"]),
+        (["--component", "Fax pages"], ["INV-HELD"]),
+        (["--text", "5.10"], ["INV-ISSUED"]),
+        (["--since", "2015-12-02T14:00:00+02:00"], ["INV-ISSUED"]),
+        (["--since", "2015-12-03"], []),
+        (["--until", "2015-11-03", "--state", "issued"], ["INV-ISSUED"]),
+        (["--until", "2015-11-02"], []),
+        (["--newest"], [INV, "INV-ISSUED", "INV-HELD"]),
+    ],
+    ids=" ".join,
+)
+def test_list_filters(journal: SqliteJournal, options: list[str], found: list[str]) -> None:
+    """Each option of `list` leaves out what it does not name."""
+    settled(journal, HELD, State.HELD, 'component "Fax pages" has no source')
+    journal.record_delivery(delivery(id="NOT-2", invoice_id="INV-ISSUED"), PAST)
+    claim = claimed(journal, ISSUED)
+    journal.freeze(claim, [entry(EntryKind.FETCHED, **seen(invoice()))], [frozen()], PAST)
+    done = Outcome(state=State.ISSUED, reason="Unpaid, 5.10 USD")
+    journal.settle(claim, [entry(EntryKind.ISSUED)], done)
+    journal.record_delivery(delivery(), PAST + timedelta(seconds=1))
+    assert [row["id"] for row in json.loads(run("list", *options, "--json").stdout)] == found
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--since", "2015-12-02T13:00:00", "has no zone"),
+        ("--until", "yesterday", "is no moment"),
+        ("--cause", "x", "is not one of"),
+    ],
+)
+def test_list_refuses_wrong_use(place: Path, option: str, value: str, told: str) -> None:
+    """An option that cannot be read is wrong use, with what it takes instead."""
+    assert told in run("list", option, value, code=2).stderr
 
 
 def test_list_names_platforms(place: Path, journal: SqliteJournal) -> None:
@@ -143,7 +208,7 @@ def test_list_names_platforms(place: Path, journal: SqliteJournal) -> None:
     three(journal)
     settled(journal, InvoiceKey("eu", "INV-HELD"), State.HELD, "too much")
     (line,) = [one for one in run("list").stdout.splitlines() if "INV-HELD · eu" in one]
-    assert line.split("  ", 1)[1].strip() == "held      too much"
+    assert line.split()[4:] == ["held", "-", "-", "too", "much"]
 
 
 def test_show(journal: SqliteJournal) -> None:
@@ -215,7 +280,7 @@ def test_config_option(place: Path, journal: SqliteJournal) -> None:
     three(journal)
     (place / "config.toml").rename(place / "other.toml")
     result = run("--config", "other.toml", "list", RECONCILER_CONFIG="nowhere.toml")
-    assert len(result.stdout.splitlines()) == 3
+    assert len(result.stdout.splitlines()) == 4
     assert "no nowhere.toml" in run("list", code=1, RECONCILER_CONFIG="nowhere.toml").stderr
 
 
@@ -225,7 +290,7 @@ def test_the_demos_config(place: Path, journal: SqliteJournal) -> None:
     (place / ".reconciler-demo").mkdir()
     (place / "config.toml").rename(place / ".reconciler-demo" / "config.toml")
     result = run("list")
-    assert len(result.stdout.splitlines()) == 3
+    assert len(result.stdout.splitlines()) == 4
     assert "using the demo's, .reconciler-demo/config.toml" in result.stderr
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.causes import CAUSES
 from worker.cli import main
 from worker.config import config_of
 from worker.record import State
@@ -85,3 +86,12 @@ def test_the_screens_of_the_readme_fit() -> None:
         "Deploy it with the Procfile",
     ]
     assert all(len(section.splitlines()) <= 50 for section in sections)
+
+
+def test_every_cause_is_explained_to_who_is_on_call() -> None:
+    """The table in docs/operating.md says what each held cause means and what to do about it."""
+    text = (ROOT / "docs" / "operating.md").read_text()
+    for cause in CAUSES:
+        assert f"| `{cause.key}` | {cause.title} | {cause.mend} |" in text, cause.key
+    told = re.findall(r"^\| `([a-z_]+)` \|", text, flags=re.M)
+    assert told == [cause.key for cause in CAUSES], "a cause that is not there any more"
