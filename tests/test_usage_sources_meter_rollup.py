@@ -18,10 +18,10 @@ from meter_builders import COUNTABLE, hours_after, used
 from postgres import Server
 
 from usage_sources.contract.values import MIDNIGHT, query
+from usage_sources.meter import appending as meter_appending
 from usage_sources.meter.counting import Parts, Span, count_series
 from usage_sources.meter.postgres import PostgresMeter
 from usage_sources.meter.source import Meter, MeterSource
-from usage_sources.meter import appending as meter_appending
 from usage_sources.meter.sqlite import SqliteMeter
 from usage_sources.meter.sqlite_reading import SqliteSnapshot
 from usage_sources.reading import microseconds, moment_at
