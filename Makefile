@@ -27,7 +27,7 @@ demo: .venv/.ready  ## run the main job end to end on embedded defaults
 	@$(BIN)/reconciler demo
 
 test: .venv/.dev lint  ## run every check that CI runs
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 crash-proof: .venv/.dev  ## play SEEDS=200 seeds of crashes and faults, from FIRST=1, on JOURNAL=sqlite or postgres
 	$(BIN)/python -m proof --seeds $(SEEDS) --first $(FIRST) --journal $(JOURNAL)
