@@ -7,7 +7,7 @@ from contextlib import closing
 from datetime import datetime
 
 import pytest
-from builders import KEY, LEASE, MINUTE, NOW, delivery, other_key
+from builders import KEY, LEASE, MINUTE, NOW, delivery, frozen, other_key
 
 from worker.journal import open_journal
 from worker.journal.sql import SqlJournal
@@ -112,3 +112,27 @@ class ActsContract:
         assert not journal.resume(act("resume", at=NOW + 3 * MINUTE))
         assert [one.verb for one in journal.acts()] == ["resume", "pause", "pause"]
         assert journal.acts()[-1] == first
+
+    def test_what_a_person_settled_is_not_begun_again_by_a_notification(
+        self, journal: SqlJournal
+    ) -> None:
+        """A closed invoice stays closed whatever is notified or found; a replay looks again."""
+        assert journal.close_by_hand(KEY, by_hand(EntryKind.CLOSED))
+        journal.record_delivery(delivery(id="NOT-2"), NOW + MINUTE)
+        journal.wake(KEY, by_hand(EntryKind.FOUND, NOW + MINUTE))
+        assert journal.due(NOW + LEASE) == []
+        assert journal.claim(KEY, "one", NOW + LEASE, LEASE) is None
+        journal.wake(KEY, by_hand(EntryKind.REPLAYED, NOW + LEASE))
+        assert journal.due(NOW + LEASE) == [KEY]
+
+    def test_what_was_counted_of_a_closed_invoice_stays_billed(self, journal: SqlJournal) -> None:
+        """Giving it up for a recount would let another invoice bill the same usage again (R6)."""
+        claim = journal.claim(KEY, "one", NOW, LEASE)
+        assert claim is not None
+        journal.freeze(claim, [], [frozen()], NOW)
+        journal.settle(claim, [by_hand(EntryKind.HELD)], Outcome(state=State.HELD, reason="x"))
+        assert journal.close_by_hand(KEY, by_hand(EntryKind.CLOSED, NOW + MINUTE))
+        assert not journal.discard_tallies(KEY, by_hand(EntryKind.DISCARDED, NOW + MINUTE))
+        assert [other.invoice_id for other in journal.billed(other_key(1), [frozen().span])] == [
+            KEY.invoice_id
+        ]

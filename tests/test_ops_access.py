@@ -408,3 +408,24 @@ def test_the_key_is_kept_for_its_owner_alone(app: Flask, tmp_path: Path) -> None
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert len(key.read_text()) == 64
     assert [path.name for path in tmp_path.glob("ops-session.key*")] == ["ops-session.key"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/ops/login?next=//[",
+        "/ops/invoices?until=9999-12-31",
+        "/ops/invoices?until=9999-12-30&since=9999-12-31",
+        "/ops/invoices?after=0001-01-01T00:00:00%2B23:00+a+b",
+        "/ops/invoices?after=%FF",
+    ],
+)
+def test_odd_links_are_answered_clearly(app: Flask, path: str) -> None:
+    """A date at the calendar's edge, a broken address or place is a page or a 400, never a 500."""
+    assert logged_in(app).get(path).status_code in (200, 302, 400)
+
+
+def test_a_broken_origin_is_another_site(app: Flask) -> None:
+    """What is no address is refused like one of a stranger, before any login."""
+    answer = app.test_client().post("/ops/login", headers={"Origin": "http://["})
+    assert answer.status_code == 403

@@ -90,8 +90,9 @@ def close(desk: Desk, key: InvoiceKey, asked: Asked) -> None:
 
 def pause(desk: Desk, platform: str, asked: Asked) -> Act:
     """Let no worker begin on a platform ("": on any); return the pause that stands."""
-    desk.journal.pause(desk.act("pause", platform, asked))
-    return desk.journal.paused()[platform]
+    act = desk.act("pause", platform, asked)
+    desk.journal.pause(act)
+    return desk.journal.paused().get(platform, act)  # another may have resumed it meanwhile
 
 
 def resume(desk: Desk, platform: str, asked: Asked) -> None:

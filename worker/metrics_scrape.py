@@ -176,7 +176,7 @@ def _workers(doorbell: Doorbell) -> Counter[str]:
     keys = list(cast(set[bytes], doorbell.redis.smembers(f"rq:workers:{doorbell.queue.name}")))
     pipe = doorbell.redis.pipeline(transaction=False)
     for key in keys[:_MOST_WORKERS]:
-        pipe.hget(key.decode(), "state")
+        pipe.hget(key.decode(errors="replace"), "state")
     states = cast(list[bytes | None], pipe.execute())
     return Counter(state.decode() for state in states if state is not None and state in _STATES)
 

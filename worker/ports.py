@@ -215,7 +215,8 @@ class Journal(Protocol):
     def discard_tallies(self, key: InvoiceKey, entry: Entry) -> bool:
         """Give up frozen tallies for a recount.
 
-        False, and nothing changed: a write was begun, a worker is at it, or it is not known.
+        False, and nothing changed: a write was begun, it is issued or closed (what was frozen
+        stays billed), a worker is at it, or it is not known.
         """
 
     def park(self, key: InvoiceKey, entry: Entry) -> bool:

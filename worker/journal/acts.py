@@ -34,12 +34,12 @@ def set_down(tx: Transaction, key: InvoiceKey, entry: Entry, state: State) -> bo
 
 def park(tx: Transaction, key: InvoiceKey, entry: Entry) -> bool:
     """Hold an invoice back; False: it is at rest already, a worker is at it, or it is unknown."""
-    return _state_of(tx, key) in _OPEN and set_down(tx, key, entry, State.PARKED)
+    return state_of(tx, key) in _OPEN and set_down(tx, key, entry, State.PARKED)
 
 
 def release(tx: Transaction, key: InvoiceKey, entry: Entry) -> bool:
     """Make a parked or held invoice due; False: it is neither."""
-    if _state_of(tx, key) not in (State.PARKED, State.HELD):
+    if state_of(tx, key) not in (State.PARKED, State.HELD):
         return False
     tx.run(f"UPDATE invoices SET state = '{State.DUE}' {steps.MINE}", id_of(key))
     steps.ring(tx, key, entry)
@@ -87,6 +87,7 @@ def _store(tx: Transaction, act: Act) -> None:
     )
 
 
-def _state_of(tx: Transaction, key: InvoiceKey) -> State | None:
+def state_of(tx: Transaction, key: InvoiceKey) -> State | None:
+    """Return where an invoice is; None: it is not known."""
     rows = tx.rows(f"SELECT state FROM invoices {steps.MINE}{tx.for_update}", id_of(key))
     return State(rows[0]["state"]) if rows else None

@@ -163,7 +163,8 @@ class SqlJournal:
     def discard_tallies(self, key: InvoiceKey, entry: Entry) -> bool:
         with self.store.transaction() as tx:
             rows = steps.unclaimed(tx, key, entry.at)
-            if not rows or progress_of(steps.entries(tx, key)).unfinished:
+            billed = acts.state_of(tx, key) in (State.CLOSED, State.ISSUED)
+            if not rows or billed or progress_of(steps.entries(tx, key)).unfinished:
                 return False
             tx.run(f"DELETE FROM tallies {steps.MINE}", id_of(key))
             steps.add(tx, key, rows[0], [entry])

@@ -11,7 +11,7 @@ from worker.errors import LeaseLost
 from worker.journal.codec import stamp
 from worker.journal.rows import entry_of, entry_rows, fact_columns, id_of, span_of
 from worker.journal.store import Row, Transaction
-from worker.record import BilledSpan, Claim, Entry, State
+from worker.record import BilledSpan, Claim, Entry, EntryKind, State
 
 MINE = "WHERE platform = ? AND invoice_id = ?"
 
@@ -36,13 +36,18 @@ def owe(tx: Transaction, delivery: Delivery, at: datetime) -> None:
 
 
 def ring(tx: Transaction, key: InvoiceKey, entry: Entry) -> None:
-    """Make the invoice due, new or not, unless it is parked; tell a run under way of the news."""
+    """Make the invoice due, new or not, and tell a run under way of the news.
+
+    One that is parked stays; one that a person closed is due again only when a person asks.
+    """
+    asked = entry.kind in (EntryKind.REPLAYED, EntryKind.RELEASED)
+    at_rest = f"'{State.PARKED}'" if asked else f"'{State.PARKED}', '{State.CLOSED}'"
     (row,) = tx.rows(
         f"""INSERT INTO invoices
         (platform, invoice_id, state, first_seen_at, updated_at, due_at, rings)
         VALUES (?, ?, '{State.DUE}', ?, ?, ?, 1)
         ON CONFLICT (platform, invoice_id) DO UPDATE SET
-        due_at = CASE WHEN invoices.state = '{State.PARKED}' THEN NULL ELSE excluded.due_at END,
+        due_at = CASE WHEN invoices.state IN ({at_rest}) THEN NULL ELSE excluded.due_at END,
         updated_at = excluded.updated_at, attempt = 0, rings = invoices.rings + 1
         RETURNING seq, head""",
         [*id_of(key), *[stamp(entry.at)] * 3],

@@ -260,9 +260,16 @@ def _demand_own_origin() -> None:
     if site is not None:
         own = site == "same-origin"
     else:
-        own = origin is not None and urlsplit(origin).netloc.lower() == request.host.lower()
+        own = origin is not None and _host_in(origin) == request.host.lower()
     if not own:
         raise Refused(403, "cross_site", "This came from another site, or from no page at all.")
+
+
+def _host_in(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _name_of(person: Person | None) -> str:

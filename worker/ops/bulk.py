@@ -113,5 +113,5 @@ def _moment(text: str) -> datetime:
     """Read when the invoices were counted; never later than now."""
     try:
         return min(utc(datetime.fromisoformat(text)), board().desk.now())
-    except ValueError:
+    except (ValueError, OverflowError):
         raise Refused(400, "bad_form", "The form is not whole: load the page again.") from None

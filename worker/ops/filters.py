@@ -17,6 +17,7 @@ _TEXTS = {  # by the link's word for it; "reason" is why somebody asks for an ac
     "text": "text",
 }
 _DAYS = ("since", "until")
+_LAST_DAY = datetime(9999, 12, 30, tzinfo=UTC)  # the calendar ends after the next
 NEWEST = "newest"
 
 Params = dict[str, str | list[str]]
@@ -44,7 +45,7 @@ def read_query(given: MultiDict[str, str]) -> Query:
     wanted = Filter(
         states=states,
         since=since,
-        until=until and until + timedelta(days=1),  # the day itself is meant too
+        until=until and min(until, _LAST_DAY) + timedelta(days=1),  # the day itself is meant too
         newest_first=newest,
         **{_TEXTS[name]: text for name, text in texts.items()},
     )
@@ -63,7 +64,7 @@ def read_cursor(given: MultiDict[str, str]) -> Cursor | None:
         return None
     try:
         return Cursor.of(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise Refused(400, "bad_link", "This link names no place in the list.") from None
 
 

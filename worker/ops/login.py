@@ -38,7 +38,10 @@ def _form(wanted: str, *, wrong: bool = False) -> str:
 
 def _own_page(wanted: str) -> str:
     """Return where to go after the login: a page of ours, whatever the link said."""
-    parts = urlsplit(wanted)
+    try:
+        parts = urlsplit(wanted)
+    except ValueError:
+        return url_for("ops.overview")
     own = not parts.scheme and not parts.netloc and parts.path.startswith("/ops/")
     printable = wanted.isascii() and wanted.isprintable() and "\\" not in wanted
     return wanted if own and printable else url_for("ops.overview")
