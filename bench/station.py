@@ -17,12 +17,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import requests
-
 from sandbox.client import SandboxControl
 from sandbox.process import running_sandbox
 from worker.demo.processes import running, wait_for
 from worker.demo.redis_server import free_port, redis_server
+from worker.demo.run import is_ready
 from worker.domain import InvoiceKey, Period, utc_text
 from worker.doorbell import Doorbell
 from worker.journal import open_journal
@@ -141,7 +140,7 @@ def started(prepared: Station) -> Iterator[None]:
         }
         wait_for(
             "the endpoint",
-            lambda: _ready(f"{prepared.url}/readyz"),
+            lambda: is_ready(f"{prepared.url}/readyz"),
             seconds=_START_SECONDS,
             alive=processes,
             folder=folder,
@@ -149,15 +148,6 @@ def started(prepared: Station) -> Iterator[None]:
         where = f"{_WEBHOOK_USER}:{prepared.password}@127.0.0.1:{prepared.port}"
         prepared.control.add_webhook(f"http://{where}/webhooks/{PLATFORM}")
         yield
-
-
-def _ready(url: str) -> bool:
-    with requests.Session() as session:
-        session.trust_env = False  # a proxy must not come between us and the loopback
-        try:
-            return session.get(url, timeout=2).status_code == 200
-        except requests.RequestException:
-            return False
 
 
 _ROLES = {OPERATOR: "operator", READER: "reader"}

@@ -357,6 +357,7 @@ IN_AN_HOUR = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True
         ("Fri, 31 Dec 9999 23:59:59 -2300", 10**11, 10**12),
         ("9" * 30, 10**13, 10**15),
     ],
+    ids=["seconds", "seconds in spaces", "date", "date, zone unsaid", "date, far away", "huge"],
 )
 def test_retry_after(
     http: responses.RequestsMock,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from worker.domain import Aggregation, UsageQuery
+from worker.domain import Aggregation, Period, UsageQuery
+from worker.errors import SourceInvalid
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 TimeFormat = Literal["iso", "epoch_seconds", "epoch_milliseconds", "epoch_microseconds", "native"]
 NaiveTimes = Literal["reject", "utc"]
@@ -153,6 +156,48 @@ def empty_value(aggregation: Aggregation) -> Decimal:
     if aggregation in (Aggregation.MAX, Aggregation.LAST):
         raise ValueError(f"no value in the period, so there is no {aggregation}")
     return Decimal(0)
+
+
+def nothing_used(place: str, query: UsageQuery) -> Decimal:
+    """Return what a known subject without events used; SourceInvalid where that is no number."""
+    try:
+        return empty_value(query.aggregation)
+    except ValueError as error:
+        raise SourceInvalid(
+            f"{place}: subject {shown(query.subject)}, {shown(query.metric)}"
+            f" in {query.period}: {error}"
+        ) from None
+
+
+def lagging(now: datetime, lag_seconds: float | None) -> datetime | None:
+    """Return up to when everything is in, a lag before now; None: no lag is stated."""
+    return None if lag_seconds is None else now - timedelta(seconds=lag_seconds)
+
+
+def nobody(now: datetime) -> UsageQuery:
+    """Ask for nobody's usage over no time, to see that a source answers at all.
+
+    The period is at a whole second, which every source can express.
+    """
+    moment = now.replace(microsecond=0)
+    return UsageQuery(
+        charge_id="",
+        subject="",
+        component="",
+        metric="",
+        aggregation=Aggregation.COUNT,
+        period=Period(moment, moment),
+    )
+
+
+def grouped(
+    queries: Iterable[UsageQuery], key: Callable[[UsageQuery], _Key]
+) -> dict[_Key, list[UsageQuery]]:
+    """Put queries with equal keys together, in the order they came."""
+    groups: dict[_Key, list[UsageQuery]] = {}
+    for query in queries:
+        groups.setdefault(key(query), []).append(query)
+    return groups
 
 
 def shown(value: Any) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from worker.domain import utc
+from worker.domain import Tally, UsageQuery, utc
 from worker.errors import ReconcilerError, SourceInvalid, SourceUnavailable, TransientError
 from worker.ports import UsageSource
 
@@ -38,3 +38,10 @@ def watermark_of(sources: Mapping[str, UsageSource], name: str) -> datetime | No
         return None if moment is None else utc(moment)
     except ValueError as error:
         raise SourceInvalid(f'source "{name}": its watermark {error}') from error
+
+
+def counted(
+    sources: Mapping[str, UsageSource], name: str, queries: Sequence[UsageQuery]
+) -> list[Tally]:
+    """Ask a source to count, and wait for every answer, however it yields them."""
+    return ask(sources, name, lambda source: list(source.count(queries)))

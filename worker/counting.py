@@ -73,15 +73,7 @@ def queries_by_source(
     for charge in charges:
         component = rules.components[charge.component]
         assert charge.period is not None  # noqa: S101  judge_charges held the others
-        query = UsageQuery(
-            charge_id=charge.id,
-            subject=subject_of(charge, component),
-            component=component.name,
-            metric=component.metric,
-            aggregation=component.aggregation,
-            period=charge.period,
-            filters=component.filters,
-        )
+        query = component.query(charge.id, subject_of(charge, component), charge.period)
         plan[component.source] = (*plan.get(component.source, ()), query)
     return plan
 

@@ -200,10 +200,8 @@ class Subject:
         owner, dot, rest = text.partition(".")
         word, _, key = rest.partition(".")
         if owner not in list(Owner) or (dot and (word != "metadata" or not key)):
-            raise ValueError(
-                'must be "subscription", "account", "subscription.metadata.KEY"'
-                ' or "account.metadata.KEY"'
-            )
+            allowed = '"subscription", "account", "subscription.metadata.KEY"'
+            raise ValueError(f'must be {allowed} or "account.metadata.KEY"')
         return cls(Owner(owner), key)
 
     def __str__(self) -> str:
@@ -233,6 +231,18 @@ class Component:
     max_quantity: int | None = None
     grace: timedelta | None = None  # after a period's end; None: the rules' own
 
+    def query(self, charge_id: str, subject: str, period: Period) -> UsageQuery:
+        """Return the question that counts it."""
+        return UsageQuery(
+            charge_id=charge_id,
+            subject=subject,
+            component=self.name,
+            metric=self.metric,
+            aggregation=self.aggregation,
+            period=period,
+            filters=self.filters,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageQuery:
@@ -258,9 +268,7 @@ class Evidence:
     asked_at: datetime
     digest: str  # SHA-256 of the answer
     watermark: datetime | None = None  # up to when the source vouched it had everything
-    stored_until: datetime | None = (
-        None  # what came in later is not in; None: the source cannot say
-    )
+    stored_until: datetime | None = None  # what came in later is not in; None: cannot say
     notes: tuple[str, ...] = ()  # what else a reader must know of the answer, a sentence each
 
     def __post_init__(self) -> None:

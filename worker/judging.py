@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from worker.asking import ask, watermark_of
+from worker.asking import counted, watermark_of
 from worker.counting import owners_to_read, queries_by_source, with_metadata
 from worker.decision import Counted, Known, judge_charges, judge_tallies, judge_watermarks
-from worker.domain import Rules, Tally, UsageCharge, UsageQuery
+from worker.domain import Rules, Tally, UsageCharge
 from worker.ports import Ports
 from worker.record import BilledSpan
 
@@ -40,12 +40,8 @@ def judged_and_counted(
     if behind is not None:
         return behind
     asked = [query for queries in plan.values() for query in queries]
-    tallies = []
+    tallies: list[Tally] = []
     for name, queries in plan.items():
         ports.go_on()
-        tallies += _counted(name, queries, ports)
+        tallies += counted(ports.sources, name, queries)
     return judge_tallies(asked, tallies, rules)
-
-
-def _counted(name: str, queries: Sequence[UsageQuery], ports: Ports) -> list[Tally]:
-    return ask(ports.sources, name, lambda source: list(source.count(queries)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from worker.asking import ask
+from worker.asking import counted
 from worker.counting import whole_units
 from worker.domain import FrozenTally, Tally
 from worker.errors import ReconcilerError
@@ -58,8 +58,7 @@ def _answers(
 ) -> Sequence[Tally]:
     if name not in sources:
         raise ReconcilerError(f'the config has no usage source "{name}" any more')
-    queries = [tally.query for tally in tallies]
-    return ask(sources, name, lambda source: list(source.count(queries)))
+    return counted(sources, name, [tally.query for tally in tallies])
 
 
 def _compared(tally: FrozenTally, answers: Sequence[Tally]) -> Recount:

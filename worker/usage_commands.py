@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from worker.asking import ask
+from worker.asking import counted
 from worker.config import Config
 from worker.counting import frozen_tally
 from worker.domain import Component, FrozenTally, Period, Tally, UsageQuery, utc_text
@@ -50,17 +50,9 @@ def count(name: str, subject: str, start: datetime, end: datetime, *, as_json: b
     component = _component(config, name)
     if end < start:
         raise click.UsageError("--to lies before --from")
-    query = UsageQuery(
-        charge_id="",
-        subject=subject,
-        component=component.name,
-        metric=component.metric,
-        aggregation=component.aggregation,
-        period=Period(start, end),
-        filters=component.filters,
-    )
-    tallies = ask(_sources(config), component.source, lambda source: list(source.count([query])))
-    _tell_count(component, query, list(tallies), as_json=as_json)
+    query = component.query("", subject, Period(start, end))
+    tallies = counted(_sources(config), component.source, [query])
+    _tell_count(component, query, tallies, as_json=as_json)
 
 
 def _sources(config: Config) -> dict[str, UsageSource]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -22,13 +22,15 @@ from usage_sources.clickhouse.table import Answer, TableReader
 from usage_sources.clickhouse.types import TimeFormat
 from usage_sources.reading import (
     digest,
-    empty_value,
     epoch_microseconds,
     iso_microseconds,
+    lagging,
     moment_at,
+    nobody,
+    nothing_used,
     shown,
 )
-from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery
+from worker.domain import Evidence, Tally, UsageQuery
 from worker.errors import SourceInvalid
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:]+")
@@ -129,25 +131,17 @@ class ClickHouseSource:
     def watermark(self) -> datetime | None:
         """Return the moment up to which everything is in, as the settings say; None: unsaid."""
         if self.watermark_query is None:
-            return self._lagging(self.now())
+            return lagging(self.now(), self.watermark_lag_seconds)
         asking = self._asking()
         return self._watermark(asking, self._schema.described(asking), self.now())
 
     def check(self) -> None:
         """Ask for nobody's usage, so that every column is looked at and a statement runs."""
         now = self.now()
-        nobody = UsageQuery(
-            charge_id="",
-            subject="",
-            component="",
-            metric="",
-            aggregation=Aggregation.COUNT,
-            period=Period(now, now),
-        )
         asking = self._asking()
         table = self._schema.described(asking)
         self._watermark(asking, table, now)
-        self._reader.answers(asking, table, [nobody])
+        self._reader.answers(asking, table, [nobody(now)])
         self._reader.known(asking, table, {""})
 
     @staticmethod
@@ -218,14 +212,7 @@ class ClickHouseSource:
     ) -> Tally:
         query, value, events = answer.query, answer.value, answer.events
         if value is None and query.subject in known:
-            events = 0
-            try:
-                value = empty_value(query.aggregation)
-            except ValueError as error:
-                raise SourceInvalid(
-                    f"{self._reader.place}: subject {shown(query.subject)},"
-                    f" {shown(query.metric)} in {query.period}: {error}"
-                ) from None
+            value, events = nothing_used(self._reader.place, query), 0
         evidence = Evidence(
             source=self._reader.place,
             query=answer.text,
@@ -237,13 +224,9 @@ class ClickHouseSource:
         )
         return Tally(query=query, value=value, events=events, evidence=evidence)
 
-    def _lagging(self, now: datetime) -> datetime | None:
-        lag = self.watermark_lag_seconds
-        return None if lag is None else now - timedelta(seconds=lag)
-
     def _watermark(self, asking: Asking, table: Described, now: datetime) -> datetime | None:
         if self.watermark_query is None:
-            return self._lagging(now)
+            return lagging(now, self.watermark_lag_seconds)
         guards = {name: GUARDS[name] for name in table.layout.guards}
         text = self.watermark_query.strip().rstrip(";")
         rows = asking.rows(Statement(text=text, settings=guards))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from usage_sources.clickhouse.types import Clock, Key, Name, Quantity, quoted
@@ -79,16 +79,6 @@ def _element(value: Name) -> str:
 def quote(text: str) -> str:
     """Write one of our own words as a string of SQL."""
     return f"'{text.translate(_ESCAPES)}'"
-
-
-def guarding(names: Collection[str]) -> str:
-    """Write some of the guards as the end of a statement."""
-    told = [
-        f"{name} = {value if isinstance(value, int) else quote(value)}"
-        for name, value in GUARDS.items()
-        if name in names
-    ]
-    return f" SETTINGS {', '.join(told)}"
 
 
 def describe(database: str, table: str) -> Statement:

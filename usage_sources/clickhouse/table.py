@@ -11,7 +11,7 @@ from usage_sources.clickhouse.client import Asking
 from usage_sources.clickhouse.schema import Columns, Described, Schema
 from usage_sources.clickhouse.statements import Statement, parameter_text
 from usage_sources.clickhouse.types import Quantity
-from usage_sources.reading import exact_quantity, never_used, no_metrics_apart, shown
+from usage_sources.reading import exact_quantity, grouped, never_used, no_metrics_apart, shown
 from worker.domain import Aggregation, Period, UsageQuery, utc_text
 from worker.errors import SourceInvalid
 
@@ -50,10 +50,7 @@ class TableReader:
             return []
         self._check_apart(queries)
         self._check_times(asking, table, queries)
-        batches: dict[Batch, list[UsageQuery]] = {}
-        for query in queries:
-            key = (query.period, query.aggregation, query.filters)
-            batches.setdefault(key, []).append(query)
+        batches = grouped(queries, lambda each: (each.period, each.aggregation, each.filters))
         return [
             answer
             for batch, some in batches.items()

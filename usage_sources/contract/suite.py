@@ -19,7 +19,6 @@ from usage_sources.contract.values import (
     MAY,
     MIDNIGHT,
     NAMES,
-    UsageEvent,
     assert_unavailable,
     close,
     event,
@@ -28,17 +27,6 @@ from usage_sources.contract.values import (
 from worker.domain import Aggregation, Period
 from worker.errors import SourceInvalid
 from worker.ports import UsageSource
-
-__all__ = [
-    "JUNE",
-    "MAY",
-    "MIDNIGHT",
-    "UsageEvent",
-    "UsageSourceContract",
-    "close",
-    "event",
-    "query",
-]
 
 
 class UsageSourceContract(Asking):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any
 
 from usage_sources.files.engine import Engine, Found, Session, is_cut_short
 from usage_sources.files.schema import FilesSchema, quantity_fault, row_fault
@@ -13,6 +13,7 @@ from usage_sources.files.sql import FileStatements, Layout
 from usage_sources.reading import (
     exact_quantity,
     exact_sum,
+    grouped,
     never_used,
     no_metrics_apart,
     shown,
@@ -22,7 +23,6 @@ from worker.domain import Aggregation, UsageQuery
 from worker.errors import SourceInvalid, SourceUnavailable
 
 OF_QUANTITY = (Aggregation.SUM, Aggregation.MAX, Aggregation.LAST)
-_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ class FilesReader:
         statements = self._schema.statements(session, files, filters)
         used = self._used(session, statements, queries)
         nobody = self._check_all(session, statements, queries, {metric for _, metric in used})
-        batches = _grouped(queries, lambda q: (q.period, q.aggregation, _columns(q)))
+        batches = grouped(queries, lambda q: (q.period, q.aggregation, _columns(q)))
         return Reading(
             answers=[
                 answer
@@ -282,22 +282,13 @@ class FilesReader:
                 raise SourceInvalid(f"{self.place}: {query.aggregation} needs quantity_column")
             if query.aggregation is Aggregation.UNIQUE and self._layout.unique is None:
                 raise SourceInvalid(f"{self.place}: {query.aggregation} needs unique_column")
-        for batch in _grouped(queries, lambda q: (q.aggregation, *sorted(q.filters))).values():
+        for batch in grouped(queries, lambda q: (q.aggregation, *sorted(q.filters))).values():
             if self._layout.metric is None and (fault := no_metrics_apart(self.place, batch)):
                 raise SourceInvalid(f"{fault}; set metric_column")
 
 
 def _columns(query: UsageQuery) -> tuple[str, ...]:
     return tuple(name for name, _ in sorted(query.filters))
-
-
-def _grouped(
-    queries: Iterable[UsageQuery], key: Callable[[UsageQuery], _Key]
-) -> dict[_Key, list[UsageQuery]]:
-    groups: dict[_Key, list[UsageQuery]] = {}
-    for query in queries:
-        groups.setdefault(key(query), []).append(query)
-    return groups
 
 
 def _times(number: Decimal, events: int) -> Decimal:

@@ -7,16 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from functools import cached_property
 from typing import ClassVar
 
 from usage_sources.files.engine import Engine, Found, S3Access, changed_at, duckdb, is_url
 from usage_sources.files.reader import Answer, FilesReader, Reading
 from usage_sources.files.sql import FileFormat, Layout
-from usage_sources.reading import NaiveTimes, TimeFormat, digest, empty_value, shown
-from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery, utc_text
-from worker.errors import SourceInvalid
+from usage_sources.reading import NaiveTimes, TimeFormat, digest, nobody, nothing_used
+from worker.domain import Evidence, Tally, UsageQuery, utc_text
 
 _SUFFIXES: dict[str, FileFormat] = {
     "parquet": "parquet",
@@ -133,17 +131,8 @@ class FilesSource:
 
     def check(self) -> None:
         """Ask for nobody's usage, so that every file is looked at once."""
-        now = self.now()
-        nobody = UsageQuery(
-            charge_id="",
-            subject="",
-            component="",
-            metric="",
-            aggregation=Aggregation.COUNT,
-            period=Period(now, now),
-        )
         with self._engine.reading() as session:
-            self._reader.check(session, nobody)
+            self._reader.check(session, nobody(self.now()))
 
     @staticmethod
     def now() -> datetime:
@@ -214,7 +203,7 @@ class FilesSource:
         if query.subject not in reading.known:
             value, events = None, None
         elif value is None:
-            value, events = self._nothing(query), 0
+            value, events = nothing_used(self._reader.place, query), 0
         if answer.is_listed:
             notes += (_LISTED,)
         evidence = Evidence(
@@ -227,15 +216,6 @@ class FilesSource:
             notes=notes,
         )
         return Tally(query=query, value=value, events=events, evidence=evidence)
-
-    def _nothing(self, query: UsageQuery) -> Decimal:
-        try:
-            return empty_value(query.aggregation)
-        except ValueError as error:
-            raise SourceInvalid(
-                f"{self._reader.place}: subject {shown(query.subject)}, {shown(query.metric)}"
-                f" in {query.period}: {error}"
-            ) from None
 
 
 def _format_of(path: str) -> FileFormat | None:

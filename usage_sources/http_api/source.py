@@ -18,7 +18,7 @@ from usage_sources.http_api.text import (
     check_path,
     values_of,
 )
-from usage_sources.reading import digest, no_metrics_apart, shown
+from usage_sources.reading import digest, lagging, no_metrics_apart, shown
 from usage_sources.web import Deadline, Refused, WebApi, check_base_url, check_header
 from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery, utc_text
 from worker.errors import SourceInvalid
@@ -176,7 +176,7 @@ class HttpSource:
 
     def watermark(self) -> datetime | None:
         """Return the present moment less the lag that the settings state; None: unsaid."""
-        return self._lagging(self.now())
+        return lagging(self.now(), self.watermark_lag_seconds)
 
     def check(self) -> None:
         """Ask for nobody's usage; raise unless the API answers and accepts our credentials."""
@@ -258,7 +258,7 @@ class HttpSource:
     def _tally(self, query: UsageQuery, url: str, deadline: Deadline) -> Tally:
         asked_at = self.now()
         found = self._found(query, url, deadline)
-        lag = self._lagging(asked_at)
+        lag = lagging(asked_at, self.watermark_lag_seconds)
         paths = {name: getattr(self, name) for name in ("value_path", "items_path", "next_path")}
         evidence = Evidence(
             source=self._web.place,
@@ -307,7 +307,3 @@ class HttpSource:
                 return False
             raise
         return True
-
-    def _lagging(self, now: datetime) -> datetime | None:
-        lag = self.watermark_lag_seconds
-        return None if lag is None else now - timedelta(seconds=lag)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
 from importlib import import_module
@@ -18,11 +18,11 @@ from usage_sources.meter.sqlite import SqliteMeter
 from usage_sources.reading import (
     NAMES_LOOKED_AT,
     digest,
-    empty_value,
+    lagging,
     microseconds,
     moment_at,
     never_used,
-    shown,
+    nothing_used,
 )
 from worker.domain import Aggregation, Evidence, Tally, UsageQuery, utc_text
 from worker.errors import SourceInvalid
@@ -113,8 +113,7 @@ class MeterSource:
 
     def watermark(self) -> datetime | None:
         """Return the present less the lag that the settings state; None: unsaid."""
-        lag = self.watermark_lag_seconds
-        return None if lag is None else self.now() - timedelta(seconds=lag)
+        return lagging(self.now(), self.watermark_lag_seconds)
 
     def check(self) -> None:
         """Raise unless the tables are there and can be read."""
@@ -160,35 +159,21 @@ class MeterSource:
 
     def _tally(self, answer: _Answer, asked_at: datetime) -> Tally:
         query = answer.query
-        value = self._value(answer) if answer.known else None
+        value = answer.value if answer.known else None
         events = answer.events if answer.known else None
+        if answer.known and value is None:
+            value = nothing_used(self._meter.place, query)
         evidence = Evidence(
             source=self._meter.place,
             query=self._meter.texts[query.aggregation],
             parameters=_parameters(answer),
             asked_at=asked_at,
             digest=digest(query, value, events),
-            watermark=self._watermark(asked_at),
+            watermark=lagging(asked_at, self.watermark_lag_seconds),
             stored_until=moment_at(answer.until),
             notes=(_ROLLED_NOTE,) if answer.rolled else (),
         )
         return Tally(query=query, value=value, events=events, evidence=evidence)
-
-    def _value(self, answer: _Answer) -> Decimal:
-        if answer.value is not None:
-            return answer.value
-        query = answer.query
-        try:
-            return empty_value(query.aggregation)
-        except ValueError as error:
-            raise SourceInvalid(
-                f"{self._meter.place}: subject {shown(query.subject)}, {shown(query.metric)}"
-                f" in {query.period}: {error}"
-            ) from None
-
-    def _watermark(self, now: datetime) -> datetime | None:
-        lag = self.watermark_lag_seconds
-        return None if lag is None else now - timedelta(seconds=lag)
 
 
 def _grouped(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from usage_sources.openmeter.api import (
     ThirdApi,
     grouped_subjects,
 )
-from usage_sources.reading import digest, empty_value, shown
+from usage_sources.reading import digest, lagging, nothing_used, shown
 from usage_sources.web import Deadline, WebApi, check_base_url, check_header
 from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery, utc_text
 from worker.errors import SourceInvalid
@@ -92,7 +92,7 @@ class OpenMeterSource:
 
     def watermark(self) -> datetime | None:
         """Return the present moment less the lag that the settings state; None: unsaid."""
-        return self._lagging(self.now())
+        return lagging(self.now(), self.watermark_lag_seconds)
 
     def check(self) -> None:
         """Raise unless OpenMeter answers and accepts the token."""
@@ -122,10 +122,6 @@ class OpenMeterSource:
     def _api(self) -> MeterApi:
         return FirstApi(self._web) if self.api == "v1" else ThirdApi(self._web)
 
-    def _lagging(self, now: datetime) -> datetime | None:
-        lag = self.watermark_lag_seconds
-        return None if lag is None else now - timedelta(seconds=lag)
-
     def _tally(
         self, counting: _Counting, query: UsageQuery, total: _Total, asked_at: datetime
     ) -> Tally:
@@ -152,7 +148,7 @@ class OpenMeterSource:
             },
             asked_at=asked_at,
             digest=digest(query, value, events),
-            watermark=self._lagging(asked_at),
+            watermark=lagging(asked_at, self.watermark_lag_seconds),
             notes=notes,
         )
         return Tally(query=query, value=value, events=events, evidence=evidence)
@@ -235,13 +231,7 @@ class _Counting:
         """Tell nothing used from nobody there, for a subject without a row."""
         if not self._is_known(meter, query.subject):
             return None
-        try:
-            return empty_value(query.aggregation)
-        except ValueError as error:
-            raise SourceInvalid(
-                f"{self.place}: subject {shown(query.subject)}, {shown(query.metric)}"
-                f" in {query.period}: {error}"
-            ) from None
+        return nothing_used(self.place, query)
 
     def _is_known(self, meter: Meter, subject: str) -> bool:
         """Look whether OpenMeter was told of the subject, or the meter ever saw any event of it."""

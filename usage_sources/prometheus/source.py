@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from usage_sources.prometheus.api import PrometheusApi, is_label
 from usage_sources.prometheus.counting import Counted, Counting, Manner, check_query
 from usage_sources.prometheus.tracks import EndedSeries, NewSeries
-from usage_sources.reading import digest, shown
+from usage_sources.reading import digest, lagging, shown
 from usage_sources.web import Deadline, WebApi, check_base_url, check_header
 from worker.domain import Evidence, Tally, UsageQuery, utc_text
 
@@ -102,7 +102,7 @@ class PrometheusSource:
 
     def watermark(self) -> datetime | None:
         """Return the present moment less the lag that the settings state; None: unsaid."""
-        return self._lagging(self.now())
+        return lagging(self.now(), self.watermark_lag_seconds)
 
     def check(self) -> None:
         """Raise unless the server answers a query and accepts our credentials."""
@@ -148,10 +148,6 @@ class PrometheusSource:
             ended_series=self.ended_series,
         )
 
-    def _lagging(self, now: datetime) -> datetime | None:
-        lag = self.watermark_lag_seconds
-        return None if lag is None else now - timedelta(seconds=lag)
-
     def _tally(self, query: UsageQuery, counted: Counted, asked_at: datetime) -> Tally:
         evidence = Evidence(
             source=self._web.place,
@@ -172,7 +168,7 @@ class PrometheusSource:
             },
             asked_at=asked_at,
             digest=digest(query, counted.value, None),
-            watermark=self._lagging(asked_at),
+            watermark=lagging(asked_at, self.watermark_lag_seconds),
             notes=counted.notes,
         )
         return Tally(query=query, value=counted.value, events=None, evidence=evidence)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -23,7 +23,6 @@ from worker.domain import UsageQuery
 from worker.errors import SourceInvalid, SourceUnavailable
 
 _SESSION = "usage_source_session"
-_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,16 +52,6 @@ class ServerSession:
     def left(self) -> float:
         """Return how many seconds there are left."""
         return self._deadline - time.monotonic()
-
-
-def grouped(
-    queries: Iterable[UsageQuery], key: Callable[[UsageQuery], _Key]
-) -> dict[_Key, list[UsageQuery]]:
-    """Put queries with equal keys together, in the order they came."""
-    groups: dict[_Key, list[UsageQuery]] = {}
-    for query in queries:
-        groups.setdefault(key(query), []).append(query)
-    return groups
 
 
 class StoredValueInvalid(SourceInvalid):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
@@ -16,10 +16,12 @@ from usage_sources.reading import (
     NaiveTimes,
     TimeFormat,
     digest,
-    empty_value,
     epoch_microseconds,
     iso_microseconds,
+    lagging,
     moment_at,
+    nobody,
+    nothing_used,
     shown,
     with_zone,
 )
@@ -28,7 +30,7 @@ from usage_sources.sql.names import MetricsReader, SubjectsReader, parameters_of
 from usage_sources.sql.statements import Columns
 from usage_sources.sql.table import TableReader
 from usage_sources.sql.text import TextReader, check_query, tells_metrics_apart
-from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery
+from worker.domain import Evidence, Tally, UsageQuery
 from worker.errors import SourceInvalid
 
 _COLUMNS = ("subject_column", "time_column", "metric_column", "quantity_column", "unique_column")
@@ -163,24 +165,16 @@ class SqlSource:
     def watermark(self) -> datetime | None:
         """Return the moment up to which everything is in, as the settings say; None: unsaid."""
         if self.watermark_query is None:
-            return self._lagging(self.now())
+            return lagging(self.now(), self.watermark_lag_seconds)
         with self._database.reading() as connection:
             return self._watermark(connection, self.now())
 
     def check(self) -> None:
         """Ask for nobody's usage, so that every statement runs once."""
-        now = self.now().replace(microsecond=0)  # an edge in any unit
-        nobody = UsageQuery(
-            charge_id="",
-            subject="",
-            component="",
-            metric="",
-            aggregation=Aggregation.COUNT,
-            period=Period(now, now),
-        )
+        now = self.now()
         with self._database.reading() as connection:
             self._watermark(connection, now)
-            self._reader.answers(connection, [nobody])
+            self._reader.answers(connection, [nobody(now)])
             if self._metrics is not None:
                 self._metrics.known(connection, {""})
             self._known(connection, {""})
@@ -258,22 +252,11 @@ class SqlSource:
             return None, None
         if answer.value is not None:
             return answer.value, answer.events
-        query = answer.query
-        try:
-            return empty_value(query.aggregation), 0
-        except ValueError as error:
-            raise SourceInvalid(
-                f"{self._reader.place}: subject {shown(query.subject)}, {shown(query.metric)}"
-                f" in {query.period}: {error}"
-            ) from None
-
-    def _lagging(self, now: datetime) -> datetime | None:
-        lag = self.watermark_lag_seconds
-        return None if lag is None else now - timedelta(seconds=lag)
+        return nothing_used(self._reader.place, answer.query), 0
 
     def _watermark(self, connection: sa.Connection, now: datetime) -> datetime | None:
         if self.watermark_query is None:
-            return self._lagging(now)
+            return lagging(now, self.watermark_lag_seconds)
         rows = self._database.rows(connection, sa.text(self.watermark_query), {})[1]
         if len(rows) != 1 or len(rows[0]) != 1:
             raise SourceInvalid(f"{self._database.place}: watermark_query must give one value")

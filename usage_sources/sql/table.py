@@ -11,11 +11,12 @@ from sqlalchemy import exc as sa_exc
 
 from usage_sources.reading import (
     exact_quantity,
+    grouped,
     never_used,
     no_metrics_apart,
     shown,
 )
-from usage_sources.sql.database import Answer, Database, StoredValueInvalid, grouped
+from usage_sources.sql.database import Answer, Database, StoredValueInvalid
 from usage_sources.sql.evidence import notes_on_table, told
 from usage_sources.sql.keys import Key
 from usage_sources.sql.names import MetricsReader

@@ -12,10 +12,11 @@ from usage_sources.reading import (
     NaiveTimes,
     TimeFormat,
     exact_quantity,
+    grouped,
     no_metrics_apart,
     shown,
 )
-from usage_sources.sql.database import Answer, Database, grouped
+from usage_sources.sql.database import Answer, Database
 from usage_sources.sql.evidence import notes_on_text, told
 from usage_sources.sql.names import MetricsReader, parameters_of, statement_of
 from usage_sources.sql.statements import time_bounds, time_type

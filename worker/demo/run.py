@@ -143,7 +143,7 @@ def _set_up(folder: Path, stack: ExitStack) -> Stage:
     processes = {"webhook": webhook, "worker": worker}
     wait_for(
         "the webhook endpoint",
-        lambda: _ready(f"http://127.0.0.1:{port}/readyz"),
+        lambda: is_ready(f"http://127.0.0.1:{port}/readyz"),
         seconds=_START_SECONDS,
         alive=processes,
         folder=folder,
@@ -246,7 +246,8 @@ def _forget_queue(doorbell: Doorbell) -> None:
             doorbell.redis.delete(key)
 
 
-def _ready(url: str) -> bool:
+def is_ready(url: str) -> bool:
+    """Tell whether a server of this machine answers 200."""
     with requests.Session() as session:
         session.trust_env = False  # a proxy must not come between us and the loopback
         try:

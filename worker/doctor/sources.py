@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from worker.asking import ask
+from worker.asking import ask, counted
 from worker.doctor.findings import Finding, Look, Visit
-from worker.domain import Component, Period, UsageQuery
+from worker.domain import Period
 from worker.errors import PermanentError
 from worker.overrides import dotted
 from worker.ports import UsageSource
@@ -46,9 +45,10 @@ def _component_faults(
     """Ask for an empty period, of nobody: all that is refused now would hold invoices later."""
     components = [one for one in visit.config.rules.components.values() if one.source == name]
     for component in components:
-        query = _query(visit, component)
+        now = visit.now().replace(microsecond=0)  # some sources know whole seconds only
+        query = component.query("doctor", _NOBODY, Period(now, now))
         try:
-            _count(sources, name, query)
+            counted(sources, name, [query])
         except PermanentError as error:
             where = dotted(("components", component.name))
             yield Finding(
@@ -58,20 +58,3 @@ def _component_faults(
                 mend=f"correct metric, aggregation or filters of {where}; a metric that is right"
                 f" and was never used yet goes into known_metrics of usage_sources.{name}",
             )
-
-
-def _count(sources: Mapping[str, UsageSource], name: str, query: UsageQuery) -> Any:
-    return ask(sources, name, lambda source: source.count([query]))
-
-
-def _query(visit: Visit, component: Component) -> UsageQuery:
-    now = visit.now().replace(microsecond=0)  # some sources know whole seconds only
-    return UsageQuery(
-        charge_id="doctor",
-        subject=_NOBODY,
-        component=component.name,
-        metric=component.metric,
-        aggregation=component.aggregation,
-        period=Period(now, now),
-        filters=component.filters,
-    )

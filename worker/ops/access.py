@@ -67,12 +67,10 @@ class Access:
         *,
         open_to_all: tuple[str, ...] = (),
         policy: str = PAGES_POLICY,
-        needs_token: bool = True,
     ) -> None:
         """Guard every route of a blueprint, and put our headers on its answers.
 
-        `open_to_all` are endpoints that need no login. Without `needs_token` the blueprint's own
-        code proves that a request comes from its page; the origin is checked here all the same.
+        `open_to_all` are endpoints that need no login.
         """
 
         def guard() -> ResponseReturnValue | None:
@@ -82,7 +80,6 @@ class Access:
             reads = request.method in _READS
             if not reads:
                 _demand_own_origin()
-            if not reads and needs_token:
                 self.demand_token()
             if request.endpoint in open_to_all:
                 return None
