@@ -124,7 +124,13 @@ class _Scene:
         self._sweep(Moment("never", self._struck))
         self._ended(self._worker(None))
         record = self._world.sandbox.control.record()
-        case.problems += problems(self._world, self._plan, self._journal, record)
+        case.problems += problems(
+            self._world,
+            self._plan,
+            self._journal,
+            record,
+            [one.number for one in self._plan.invoices],
+        )
         self._journal.close()
         self._doorbell.redis.close()
         return case

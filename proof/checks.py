@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from proof.plan import Plan, PlannedInvoice
-from proof.world import World, key_of
+from proof.world import World, delivery_id, key_of
 from sandbox.client import RecordView
 from worker.ports import Journal
-from worker.record import State
+from worker.record import History, State
 
 ISSUED = ("Unpaid", "Paid")
 
 
-def problems(world: World, plan: Plan, journal: Journal, record: RecordView) -> list[str]:
-    """Return everything that is not as promised, each as `lost`, `doubled` or `wrong`."""
+def problems(
+    world: World, plan: Plan, journal: Journal, record: RecordView, answered: Collection[int]
+) -> list[str]:
+    """Return everything that is not as promised, each as `lost`, `doubled` or `wrong`.
+
+    `answered` are the numbers of the invoices whose notification was answered with 200.
+    """
     found = [f"doubled: {one}" for one in record.second_issues]
     found += [f"wrong: written after issue: {one}" for one in record.writes_after_issue]
     found += [f"wrong: a rule of the platform was broken: {one}" for one in record.violations]
     for invoice in plan.invoices:
         found += _of_invoice(world, plan, journal, invoice)
+        if invoice.number in answered:
+            found += _of_notification(plan, invoice, journal.history(key_of(plan, invoice)))
         times = record.issues.get(key_of(plan, invoice).invoice_id, 0)
         if times > 1:
             found.append(f"doubled: {key_of(plan, invoice)} was issued {times} times")
@@ -55,6 +62,12 @@ def _of_invoice(
     frozen = {tally.span.component: tally.quantity for tally in history.tallies}
     if expected is State.ISSUED and frozen != counted:
         yield f"wrong: {key} has tallies {frozen} in the journal, counted {counted}"
+
+
+def _of_notification(plan: Plan, invoice: PlannedInvoice, history: History | None) -> Iterator[str]:
+    name = delivery_id(plan, invoice)
+    if history is None or name not in {delivery.id for delivery in history.deliveries}:
+        yield f"lost: notification {name} was answered 200, and the journal does not know it"
 
 
 def _expected(invoice: PlannedInvoice) -> State:

@@ -66,7 +66,8 @@ class Seed:
         journal = self._world.journals.opened(self._url)
         if not quiet:
             self._played.problems.append(f"lost: not settled after {_MOST_ROUNDS} rounds")
-        self._played.problems += problems(self._world, self._plan, journal, record)
+        answered = self._sent if quiet else self._answered
+        self._played.problems += problems(self._world, self._plan, journal, record, answered)
         journal.close()
         self._doorbell.redis.close()
         return self._played

@@ -13,10 +13,15 @@ from worker.decision import Skip
 from worker.domain import InvoiceState
 from worker.journal import steps
 from worker.journal.sql import SqlJournal
+from worker.record import Receipt
 
 _RECONCILE: Any = reconcile
 _STEPS: Any = steps
 _JOURNAL: Any = SqlJournal
+_PLACES = (  # where the bugs are put in
+    *((_RECONCILE, "judge_invoice"), (_STEPS, "fenced")),
+    *((_JOURNAL, "claim"), (_JOURNAL, "record_delivery")),
+)
 
 
 def _skip_moved_version() -> None:
@@ -63,21 +68,27 @@ def _lease_ignored() -> None:
     _STEPS.fenced = unfenced
 
 
+def _delivery_forgotten() -> None:
+    """Answer 200 to a notification that is not stored; its invoice is found by the sweep."""
+    _JOURNAL.record_delivery = lambda _journal, _delivery, _at: Receipt.NEW
+
+
 BUGS: Mapping[str, Callable[[], None]] = {
     "skip-moved-version": _skip_moved_version,
     "no-read-back": _no_read_back,
     "lease-ignored": _lease_ignored,
+    "delivery-forgotten": _delivery_forgotten,
 }
 
 
 @contextmanager
 def planted(bug: str | None) -> Iterator[None]:
     """Put a bug into this process, and so into its children, for the length of a `with` block."""
-    judge, claim, fenced = _RECONCILE.judge_invoice, _JOURNAL.claim, _STEPS.fenced
+    before = [getattr(owner, name) for owner, name in _PLACES]
     if bug is not None:
         BUGS[bug]()
     try:
         yield
     finally:
-        _RECONCILE.judge_invoice, _STEPS.fenced = judge, fenced
-        _JOURNAL.claim = claim
+        for (owner, name), original in zip(_PLACES, before, strict=True):
+            setattr(owner, name, original)

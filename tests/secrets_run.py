@@ -26,7 +26,7 @@ from redis import Redis
 from sandbox.process import RunningSandbox, running_sandbox
 from worker.demo.redis_server import free_port, redis_server, stop
 
-USER = "billing"
+USER, OPERATOR = "billing", "ana"
 SECRETS = {
     "webhook password": "wh00k/Pa+ss&7f31=é",
     "former password": "f0rmer/Pa+ss&82ac=x",
@@ -34,6 +34,8 @@ SECRETS = {
     "database password": "d4tabase/Pa+ss@11ce",
     "redis password": "r3dis/Pa+ss@55ef",
     "password of a stranger's source": "str4nger/Pa+ss@77aa",
+    "operator's password": "0perat0r/Pa+ss&14bd=ü",
+    "session key": "sess1on/K+y&" + "9b" * 16,
 }
 TOKEN = SECRETS["platform token"]
 START, END = "2015-11-02T12:18:51Z", "2015-12-02T12:18:51Z"
@@ -251,6 +253,8 @@ def prepared(folder: Path) -> Iterator[Run]:
             "PYTHONPATH": os.pathsep.join((root, str(folder))),
             "RECONCILER_CONFIG": str(folder / "config.toml"),
             f"{prefix}WEBHOOK__PASSWORD": SECRETS["webhook password"],
+            f"{prefix}OPS__SESSION_KEY": SECRETS["session key"],
+            f"{prefix}OPS__USERS__{OPERATOR.upper()}__PASSWORD": SECRETS["operator's password"],
             f"{prefix}WEBHOOK__PREVIOUS_PASSWORD": SECRETS["former password"],
             f"{prefix}PLATFORMS__BILLFORWARD__TOKEN": TOKEN,
             f"{prefix}QUEUE__REDIS_URL": redis_url,
@@ -267,6 +271,7 @@ def _config(folder: Path, sandbox: RunningSandbox, port: int) -> str:
     table = 'kind = "sql"\ntable = "usage"\nsubject_column = "subject"\ntime_column = "at"\n'
     return (
         f'[webhook]\nusername = "{USER}"\nport = {port}\nprocesses = 1\n'
+        f'[ops]\nenabled = true\n[ops.users.{OPERATOR}]\nrole = "operator"\n'
         f'[platforms.billforward]\nbase_url = "{sandbox.base_url}"\n'
         "connect_timeout_seconds = 1\nread_timeout_seconds = 1\ntotal_timeout_seconds = 0.1\n"
         f'[journal]\nurl = "sqlite:///{folder}/journal.db"\n'

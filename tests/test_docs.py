@@ -7,10 +7,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from secrets_run import SECRETS
+from test_hostile_bodies import BODIES
 
+from proof.plan import SWEEP_STEPS, WEBHOOK_STEPS, WORKER_STEPS
+from proof.plant import BUGS
 from worker.causes import CAUSES
 from worker.cli import main
 from worker.config import config_of
+from worker.plugins import SOURCES, kinds, plugin_class
 from worker.record import State
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +67,18 @@ def test_the_procfile_runs_commands_that_exist() -> None:
         assert line in README, name
 
 
+def test_the_table_of_usage_sources_names_every_kind_and_what_it_needs() -> None:
+    """Each kind has one row, and the row has the extra that the kind cannot do without."""
+    table = README.split("\n## Where usage is counted\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]*)\| [^|]+ \|$", table, re.M)
+    assert sorted(kind for kind, _ in rows) == kinds(SOURCES)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for kind, needs in rows:
+        named = re.findall(r"`\[(\w+)\]`", needs)
+        assert set(named) <= set(extras["optional-dependencies"]), kind
+        assert getattr(plugin_class(SOURCES, kind), "extra", None) in (None, *named), kind
+
+
 @pytest.mark.parametrize("state", list(State))
 def test_every_state_is_documented(state: State) -> None:
     """The diagram and the table know each state by its name."""
@@ -95,3 +112,16 @@ def test_every_cause_is_explained_to_who_is_on_call() -> None:
         assert f"| `{cause.key}` | {cause.title} | {cause.mend} |" in text, cause.key
     told = re.findall(r"^\| `([a-z_]+)` \|", text, flags=re.M)
     assert told == [cause.key for cause in CAUSES], "a cause that is not there any more"
+
+
+def test_the_numbers_of_the_reliability_document_are_those_of_the_tests() -> None:
+    """How many steps, bodies, failures and secrets it tells of is counted where they stand."""
+    told = " ".join((ROOT / "docs" / "reliability.md").read_text().split())
+    steps = len(WEBHOOK_STEPS + WORKER_STEPS + SWEEP_STEPS)
+    for number in (
+        f"each of the {steps} steps",
+        f"{len(BODIES)} bodies",
+        f"{len(SECRETS)} secrets",
+    ):
+        assert number in told, number
+    assert len(BUGS) == 4, "four bugs, by the document"

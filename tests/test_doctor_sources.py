@@ -12,7 +12,7 @@ import pytest
 from doctor_builders import COMPONENT, EVENTS, SECRET, Installation, installed, make_usage
 
 from worker.domain import Tally, UsageQuery
-from worker.errors import SourceUnavailable
+from worker.errors import SourceInvalid, SourceUnavailable
 
 EXPORT = """
 [usage_sources.export]
@@ -150,6 +150,66 @@ class Guarded:
     def check(self) -> None:
         """Say that it is not there, and carelessly what it was given."""
         raise SourceUnavailable(f"no answer to {self.token}")
+
+
+CLOSED = """
+[usage_sources.spare]
+kind = "test_doctor_sources:Opened"
+fails = "FAILS"
+"""
+COMPONENT_OF_SPARE = COMPONENT.replace('"events"', '"spare"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A source that notes in a file what is done with it, and fails where it is told to."""
+
+    fails: str = ""
+    timeout_seconds: float = 1.0
+
+    def count(self, queries: Sequence[UsageQuery]) -> Sequence[Tally]:
+        """Note how long the periods are."""
+        self._note("count", *(str(each.period.end - each.period.start) for each in queries))
+        raise SourceInvalid("no such metric")
+
+    def watermark(self) -> datetime | None:
+        """Say nothing."""
+        return None
+
+    def check(self) -> None:
+        """Be well, or not."""
+        self._note("check")
+
+    def close(self) -> None:
+        """Note it."""
+        self._note("close")
+
+    def _note(self, *done: str) -> None:
+        with Path("done.txt").open("a") as file:
+            file.write(" ".join(done) + "\n")
+        if self.fails == done[0]:
+            raise SourceUnavailable("gone")
+        if self.fails == f"{done[0]} for good":
+            raise SourceInvalid("gone for good")
+
+
+@pytest.mark.parametrize(
+    ("component", "fails", "done", "bad"),
+    [
+        (COMPONENT, "", "check close", []),
+        (COMPONENT, "check", "check close", ["usage source spare"]),
+        (COMPONENT, "check for good", "check close", ["usage source spare"]),
+        (COMPONENT_OF_SPARE, "", "check count 0:00:00 close", ["component Text messages"]),
+        (COMPONENT_OF_SPARE, "count", "check count 0:00:00 close", ["usage source spare"]),
+    ],
+)
+def test_a_source_is_closed_however_it_answers(
+    whole: Installation, component: str, fails: str, done: str, bad: Sequence[str]
+) -> None:
+    """It is asked for an empty period only where a component says of what, and then closed."""
+    whole.configure(component=component, spare=CLOSED.replace("FAILS", fails))
+    assert [one.subject for one in whole.findings() if not one.well] == bad
+    assert Path("done.txt").read_text().split() == done.split()
 
 
 def test_a_source_without_its_secret_is_passed_over(whole: Installation) -> None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from test_journal_commands import seen
 
+from usage_sources.contract import query
+from usage_sources.meter import MeterSource
 from worker.cli import main
+from worker.domain import Aggregation, Period
 
 CONFIG = """
 [platforms.billforward]
@@ -22,6 +32,7 @@ url = "sqlite:///usage.db"
 [events]
 source = "meter"
 """
+NOVEMBER = Period(datetime(2026, 11, 1, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC))
 HEADER = "source,id,subject,type,time,value\n"
 
 
@@ -116,6 +127,38 @@ def test_an_interrupted_import_goes_on(place: Path, monkeypatch: pytest.MonkeyPa
     result = run("a.jsonl")
     assert result.stdout == "2000 stored, 10000 known already, 0 refused\n"
     assert stored(place) == 12_000
+
+
+def test_a_killed_import_goes_on(place: Path) -> None:
+    """Killed by SIGKILL somewhere on its way, it counts every record once in the end."""
+    most = 40_000
+    (place / "a.jsonl").write_text(lines(0, 100))
+    run("a.jsonl")
+    (place / "a.jsonl").write_text(lines(0, most))
+    command = [sys.executable, "-m", "worker", "events", "import", "a.jsonl"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
+        while child.poll() is None and stored(place) < 10_000:  # two batches
+            time.sleep(0.01)
+        child.kill()
+    assert child.returncode == -signal.SIGKILL
+    after = stored(place)
+    assert 10_000 < after < most
+    assert run("a.jsonl").stdout.startswith(f"{most - after} stored, ")
+    assert stored(place) == most
+    with closing(MeterSource(url=f"sqlite:///{place}/usage.db")) as meter:
+        asked = query(subject="SUB-1", aggregation=Aggregation.SUM, period=NOVEMBER)
+        assert meter.count([asked])[0].value == sum(range(most))
+
+
+def test_a_terminal_shows_how_far_it_is(place: Path) -> None:
+    """A bar on standard error counts the bytes, from where it goes on, and goes at the end."""
+    for number, told in ((200, "200 stored, 0"), (300, "100 stored, 0")):
+        (place / "a.jsonl").write_text(lines(0, number))
+        stdout, stderr = seen("events", "import", "a.jsonl", NO_COLOR="1")
+        assert stdout == f"{told} known already, 0 refused\n"
+        first, *_, last = re.findall(r"(\d+\.\d)/(\d+\.\d) kB", stderr)
+        assert (first[0] == "0.0", last[0] == last[1]) == (number == 200, True)
+        assert stderr.endswith("\x1b[2K")
 
 
 def test_another_file_in_its_place_is_read_from_its_start(place: Path) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 import requests
+from secrets_pages import look_at_pages
 from secrets_run import (
     FAULTS,
     SECRETS,
@@ -75,6 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             deliver(run)
             run.wait(ENDS)
             asked(run)
+            look_at_pages(run)
             run.collect("live ")
         run.ask("replay", invoice_id(7), "--wait", "0")
         run.ask("work", "--burst", LEAKY_BUILDS="2")  # its jobs fail before they have begun
@@ -110,10 +112,26 @@ def test_the_run_met_its_failures(run: Run) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", ["file", "redis", "live", "output", "ps", "answer"])
+@pytest.mark.parametrize("kind", ["file", "redis", "live", "output", "ps", "answer", "page"])
 def test_no_secret_is_left(run: Run, kind: str) -> None:
-    """Logs, journal, Redis, outputs, command lines and answers hold no secret in any form."""
+    """No file, key, output, command line, answer or page holds a secret in any form."""
     assert leaks(gathered(run, kind)) == set()
+
+
+def test_the_pages_showed_what_failed(run: Run) -> None:
+    """The pages that were searched are those of invoices, failed jobs and counts, and masked."""
+    pages = gathered(run, "page ")
+    codes = {name.rpartition(", ")[2] for name in pages if " pressed, " in name}
+    assert codes == {"200", "303", "401", "409"}
+    assert all(text[:3] == b"200" for name, text in pages.items() if " pressed, " not in name)
+    held = sum(end == "held" for end in ENDS.values())
+    assert sum("/view/job/" in name for name in pages) >= held
+    masked = [name for name, text in pages.items() if b"***" in text]
+    for place in ("/ops/invoices ", "0004", "/ops/rq/", "preview", "/ops/sources pressed"):
+        assert any(place in f"{name} " for name in masked), place
+    pressed = " ".join(name for name in pages if name.endswith("pressed, 200"))
+    assert pressed.count("/preview ") == 2
+    assert pressed.count("/recount ") == 2
 
 
 def test_the_places_are_those_that_count(run: Run) -> None:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from proof.plan import plan_of
+from proof.driver import Seed
+from proof.plan import (
+    SWEEP_STEPS,
+    WEBHOOK_STEPS,
+    WORKER_STEPS,
+    Action,
+    Kill,
+    Plan,
+    PlannedInvoice,
+    plan_of,
+)
 from proof.plant import BUGS
+from proof.world import World, running_world, sqlite_journals
 
 ROOT = Path(__file__).parent.parent
 LAST_LINE = re.compile(
@@ -59,3 +71,40 @@ def test_a_seed_draws_the_same_plan_each_time() -> None:
     """What failed once can be played again."""
     assert plan_of(7, 40, 6) == plan_of(7, 40, 6)
     assert len({str(plan_of(seed, 40, 6)) for seed in range(100)}) == 100
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The servers that seeds are played on."""
+    with running_world(tmp_path_factory.mktemp("world"), sqlite_journals) as world:
+        yield world
+
+
+@pytest.mark.parametrize("step", [*WEBHOOK_STEPS, *WORKER_STEPS, *SWEEP_STEPS])
+def test_each_step_is_one_that_a_process_comes_to(world: World, step: str) -> None:
+    """A kill is drawn for steps by their names: at each of them a process does end."""
+    kill = Kill(step)
+    plan = Plan(
+        seed=1,
+        invoices=(
+            PlannedInvoice(
+                number=1,
+                subscription=0,
+                components=(0, 1),
+                kind="Subscription",
+                version=1,
+                mapped=True,
+            ),
+        ),
+        faults=(),
+        actions=(
+            Action(name="deliver", invoice=1, kill=kill),
+            Action(name="sweep", kill=kill),
+            Action(name="work", kill=kill),
+        ),
+        recalculation="each",
+        bumps_version=True,
+        page_size=None,
+    )
+    played = Seed(world, plan).play()
+    assert (played.kills, played.problems) == (1, [])

@@ -36,14 +36,25 @@ def of_table(events: Sequence[UsageEvent], folder: Path, **changed: Any) -> SqlS
     return SqlSource(url=url, **{**TABLE, **changed})
 
 
-class TestBoth(UsageSourceContract):
-    """A file that bills, and a table that has to agree."""
+class Compared(UsageSourceContract):
+    """What the two runs of the suite share."""
 
     @pytest.fixture(autouse=True)
     def _cleaned(self) -> Iterator[None]:
         with ExitStack() as stack:
             self.stack = stack
             yield
+
+    def slow_table(self, folder: Path) -> SqlSource:
+        """Make an SQL source whose database is locked until the test is over."""
+        table = of_table([event(MIDNIGHT)], folder, timeout_seconds=1.0)
+        writer = self.stack.enter_context(closing(sqlite3.connect(folder / "usage.db")))
+        writer.execute("BEGIN EXCLUSIVE")
+        return table
+
+
+class TestBoth(Compared):
+    """A file that bills, and a table that has to agree."""
 
     def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> BothSources:
         """Store the same events twice."""
@@ -56,15 +67,12 @@ class TestBoth(UsageSourceContract):
         return source
 
     def source_slow(self, tmp_path: Path) -> BothSources:
-        """Lock the second's database until the test is over."""
-        events = [event(MIDNIGHT)]
-        table = of_table(events, tmp_path, timeout_seconds=1.0)
-        writer = self.stack.enter_context(closing(sqlite3.connect(tmp_path / "usage.db")))
-        writer.execute("BEGIN EXCLUSIVE")
-        return BothSources(first=of_file(events, tmp_path), second=table)
+        """Let the second be slow."""
+        first = of_file([event(MIDNIGHT)], tmp_path)
+        return BothSources(first=first, second=self.slow_table(tmp_path))
 
 
-class TestInShadow(UsageSourceContract):
+class TestInShadow(Compared):
     """A file that bills alone, whatever is wrong with the second."""
 
     def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> BothSources:
@@ -77,6 +85,21 @@ class TestInShadow(UsageSourceContract):
         source = self.source_with([event(MIDNIGHT)], tmp_path)
         (tmp_path / "usage.csv").unlink()
         return source
+
+    def source_slow(self, tmp_path: Path) -> BothSources:
+        """Let the first be slow, which bills."""
+        second = of_file([event(MIDNIGHT)], tmp_path)
+        return BothSources(first=self.slow_table(tmp_path), second=second, shadow=True)
+
+    def test_a_second_that_is_slow_is_only_noted(self, tmp_path: Path) -> None:
+        """After the second's timeout the first bills, and the note says what became of it."""
+        first = of_file([event(MIDNIGHT)], tmp_path)
+        source = BothSources(first=first, second=self.slow_table(tmp_path), shadow=True)
+        (tally,) = source.count([query()])
+        source.close()
+        assert tally.value == 1
+        assert "nothing to compare with, the second source: " in tally.evidence.notes[-1]
+        assert "within 1 s" in tally.evidence.notes[-1]
 
 
 @dataclass

@@ -32,6 +32,14 @@ def test_the_example_passes_the_contract(tmp_path: Path) -> None:
     assert re.search(r"\b2\d passed", run.stdout), run.stdout
 
 
+def test_the_class_is_as_short_as_the_page_says() -> None:
+    """The number of its lines is the one in the text."""
+    block = next(each for each in blocks("python") if each.startswith("# gateway_usage.py"))
+    text = block[block.index("@dataclass") :]
+    number = sum(1 for line in text.splitlines() if line.strip())
+    assert f"has {number} lines" in PAGE.read_text(encoding="utf-8")
+
+
 def test_the_configuration_is_toml() -> None:
     """The page's settings can be read, and name the class that the page defines."""
     first, second = (tomllib.loads(block) for block in blocks("toml"))

@@ -38,6 +38,7 @@ def _rolled_early() -> Iterator[None]:
     """Keep hourly sums of everything with four events or more."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meter_appending, "ROLL_FROM", 4)
+        patch.setattr(meter_appending, "SAMPLED", 1)
         yield
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -28,9 +28,10 @@ from usage_sources.meter.appending import ROLL_FROM, append_rows, our_clock, row
 from usage_sources.meter.postgres import PostgresMeter
 from usage_sources.meter.postgres_writing import PostgresAppending
 from usage_sources.meter.sqlite import SqliteMeter
+from usage_sources.meter.sqlite_tables import make_tables
 from worker.domain import Aggregation
 from worker.errors import SourceInvalid, SourceUnavailable
-from worker.metering import Verdict
+from worker.metering import UsageEvent, Verdict
 
 STORED, DUPLICATE, CONFLICT = "stored", "duplicate", "conflict"
 
@@ -211,8 +212,22 @@ def test_a_fault_on_the_way_leaves_nothing(tmp_path: Path, change: str) -> None:
                 f"CREATE TRIGGER fault BEFORE {change} BEGIN SELECT RAISE(ABORT, 'no'); END"
             )
         with pytest.raises(SourceInvalid):
-            append(source, *(used() for _ in range(ROLL_FROM)))
+            append(source, *(used() for _ in range(2 * ROLL_FROM)))
         assert value(source) == 1
+
+
+def test_a_series_is_rolled_up_when_it_has_about_enough(tmp_path: Path) -> None:
+    """Its events are counted by a sample: the hours are kept from about ROLL_FROM events on."""
+    path = tmp_path / "usage.db"
+    with closing(SqliteMeter(path, 30)) as meter:
+        rolled_from = 0
+        for number in range(2 * ROLL_FROM // 100):
+            some = [used(id=f"{100 * number + each}") for each in range(100)]
+            meter.append(some, all_or_nothing=False)
+            with closing(sqlite3.connect(path)) as look:
+                ((rolled,),) = look.execute("SELECT rolled FROM meter_series")
+            rolled_from += 100 * (not rolled)
+    assert 0.8 * ROLL_FROM < rolled_from < 1.2 * ROLL_FROM
 
 
 WRITER = """
@@ -323,6 +338,142 @@ def test_a_replaced_file_is_opened_anew(tmp_path: Path) -> None:
         assert value(source) == 7
         assert append(source, used("2")) == [STORED]
         assert value(source) == 9
+
+
+def stored_in(path: Path) -> dict[tuple[str, str], set[str]]:
+    """Return the ids of the events of each subject and metric, as the file itself has them."""
+    found: dict[tuple[str, str], set[str]] = {}
+    with closing(sqlite3.connect(path)) as connection:
+        for subject, metric, name in connection.execute(
+            "SELECT subject, metric, events.id FROM meter_events AS events"
+            " JOIN meter_series AS series ON series.id = events.series"
+        ):
+            found.setdefault((subject, metric), set()).add(name)
+    return found
+
+
+def break_an_append(meter: SqliteMeter, path: Path, event: UsageEvent) -> None:
+    """Append an event of a new series, with a fault after its series was made."""
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(
+            "CREATE TRIGGER fault BEFORE INSERT ON meter_events"
+            " BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+        with pytest.raises(SourceInvalid):
+            meter.append([event], all_or_nothing=False)
+        other.execute("DROP TRIGGER fault")
+
+
+@pytest.mark.parametrize("writers", [1, 2])
+def test_a_series_that_was_rolled_back_gets_no_events_of_another(
+    tmp_path: Path, writers: int
+) -> None:
+    """Its number goes to the next new series, whoever writes that; each event finds its own."""
+    path = tmp_path / "usage.db"
+    ours, others = used(id="ours", subject="S-2"), used(id="other's", subject="S-3")
+    with closing(SqliteMeter(path, 5)) as meter, closing(SqliteMeter(path, 5)) as second:
+        meter.append([used(id="first")], all_or_nothing=False)
+        break_an_append(meter, path, ours)
+        (meter, second)[writers - 1].append([others], all_or_nothing=False)
+        meter.append([ours, replace(others, id="other's again")], all_or_nothing=False)
+    assert stored_in(path) == {
+        ("S-1", "calls"): {"first"},
+        ("S-2", "calls"): {"ours"},
+        ("S-3", "calls"): {"other's", "other's again"},
+    }
+
+
+def test_a_refused_batch_leaves_its_series_to_be_made(tmp_path: Path) -> None:
+    """What came beside a conflict, all or nothing, goes to its own series when it comes alone."""
+    path, first = tmp_path / "usage.db", used(id="first")
+    ours, others = used(id="ours", subject="S-2"), used(id="other's", subject="S-3")
+    with closing(SqliteMeter(path, 5)) as meter:
+        meter.append([first], all_or_nothing=False)
+        meter.append([ours, replace(first, quantity=Decimal(2))], all_or_nothing=True)
+        for each in (others, ours):
+            meter.append([each], all_or_nothing=True)
+    assert stored_in(path) == {
+        ("S-1", "calls"): {"first"},
+        ("S-2", "calls"): {"ours"},
+        ("S-3", "calls"): {"other's"},
+    }
+
+
+def test_a_replaced_file_numbers_its_own_series(tmp_path: Path) -> None:
+    """A writer that knew the series of one file puts no event into those of the next."""
+    path, other = tmp_path / "usage.db", tmp_path / "other.db"
+    with closing(SqliteMeter(other, 5)) as second:
+        second.append([used(id="1", subject="S-2")], all_or_nothing=False)
+    with closing(SqliteMeter(path, 5)) as meter:
+        meter.append([used(id="lost with its file")], all_or_nothing=False)
+        for end in ("-wal", "-shm"):
+            Path(f"{path}{end}").unlink(missing_ok=True)
+        other.replace(path)
+        meter.append([used(id="2"), used(id="3", subject="S-2")], all_or_nothing=False)
+    assert stored_in(path) == {("S-1", "calls"): {"2"}, ("S-2", "calls"): {"1", "3"}}
+
+
+def test_more_series_than_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many series there are, and long their names, memory is bounded and nothing mixed."""
+    path, most, batch = tmp_path / "usage.db", 8, 4
+    monkeypatch.setattr("usage_sources.meter.sqlite_writing._MOST_KNOWN", most)
+    expected: dict[tuple[str, str], set[str]] = {}
+    with closing(SqliteMeter(path, 5)) as meter, closing(SqliteMeter(path, 5)) as second:
+        for turn in range(60):
+            some = [
+                used(
+                    id=f"{turn}/{each}",
+                    subject=f"S-{turn * (each + 1) % 7}" + "n" * 1000 * (each % 2),
+                    metric=f"metric {turn % 5}",
+                )
+                for each in range(batch)
+            ]
+            (meter, second)[turn % 3 == 2].append(some, all_or_nothing=False)
+            for each in some:
+                expected.setdefault((each.subject, each.metric), set()).add(each.id)
+            assert len(meter._known) <= most + batch
+            assert all(len(subject) < 100 for subject, _ in meter._known)
+    assert len(expected) > 2 * most
+    assert stored_in(path) == expected
+
+
+class Meanwhile:
+    """A connection during whose first look at a file another one makes the tables."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ours = sqlite3.connect(path, isolation_level=None)
+        self._times = 0
+
+    @property
+    def in_transaction(self) -> bool:
+        """Tell what the real connection says."""
+        return self._ours.in_transaction
+
+    def execute(self, text: str) -> list[Any]:
+        """Run a statement; after the first that looks at the file, the other one is done."""
+        rows = self._ours.execute(text).fetchall()
+        self._times += text.startswith("PRAGMA application_id")
+        if self._times == 1:
+            self._times += 1
+            with closing(sqlite3.connect(self._path, isolation_level=None)) as other:
+                make_tables(other, "other", lambda _: None)
+        return rows
+
+    def close(self) -> None:
+        """Close the real one."""
+        self._ours.close()
+
+
+def test_two_that_make_the_tables_at_once_do_not_mistake_each_other(tmp_path: Path) -> None:
+    """A file that another process makes just now is not taken for one of another program."""
+    path = tmp_path / "usage.db"
+    with closing(sqlite3.connect(path)) as first:
+        first.execute("PRAGMA journal_mode = WAL")
+        with closing(Meanwhile(path)) as ours:
+            make_tables(cast("sqlite3.Connection", ours), "ours", lambda _: None)
+    with closing(SqliteMeter(path, 5)) as meter:
+        assert meter.append([used()], all_or_nothing=False) == [Verdict.STORED]
 
 
 def test_another_programs_file_is_refused(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_names_that_cannot_be_read_spoil_no_error(tmp_path: Path) -> None:
 def test_a_number_column_has_no_metric_by_a_name() -> None:
     """A name that the column's type cannot hold is nobody's metric, and is not sent."""
     integers: dict[str, Any] = {
-        **dict.fromkeys(COLUMNS.named(), sa.String()),
+        **dict.fromkeys(COLUMNS.named().values(), sa.String()),
         "metric": sa.Integer(),
     }
     metric = TableStatements(COLUMNS, "postgresql", integers).metric
@@ -253,7 +253,7 @@ SAME = "(events.metric COLLATE utf8mb4_bin) = "
 )
 def test_each_look_stops_at_the_first_row(dialect: sa.Dialect, exactly: tuple[str, str]) -> None:
     """Elsewhere than on SQLite too: EXISTS for each metric, case told apart, all bound."""
-    types = dict.fromkeys(COLUMNS.named(), sa.String())
+    types = dict.fromkeys(COLUMNS.named().values(), sa.String())
     metric = TableStatements(COLUMNS, dialect.name, types).metric
     assert metric is not None
     cast, same = exactly

@@ -305,7 +305,7 @@ def test_postgresql_gets_bound_values_and_exact_numbers() -> None:
         time_format="native",
         naive_times="reject",
     )
-    types: dict[str, Any] = dict.fromkeys(columns.named(), sa.String())
+    types: dict[str, Any] = dict.fromkeys(columns.named().values(), sa.String())
     types["quantity"] = sa.Double()
     dialect: sa.Dialect = postgresql.psycopg.dialect()  # type: ignore[no-untyped-call]
     built = TableStatements(columns, "postgresql", types)
@@ -337,7 +337,7 @@ def test_mysql_gets_quoted_names_and_bound_values() -> None:
         time_format="native",
         naive_times="utc",
     )
-    types: dict[str, Any] = dict.fromkeys(columns.named(), sa.String())
+    types: dict[str, Any] = dict.fromkeys(columns.named().values(), sa.String())
     types |= {"quantity": sa.Numeric(20, 6), "re`gion": sa.String()}
     dialect: sa.Dialect = mysql.pymysql.dialect()
     built = TableStatements(columns, "mysql", types)
@@ -369,7 +369,10 @@ def test_mysql_is_not_trusted_to_add_what_is_inexact(kind: Any) -> None:
         time_format="epoch_seconds",
         naive_times="reject",
     )
-    types: dict[str, Any] = {**dict.fromkeys(columns.named(), sa.Integer()), "quantity": kind}
+    types: dict[str, Any] = {
+        **dict.fromkeys(columns.named().values(), sa.Integer()),
+        "quantity": kind,
+    }
     database = Database(sa.make_url("mysql+pymysql://u:s3cret@h/db"), 1.0, "reject")
     with pytest.raises(
         SourceInvalid, match=r"mysql.*quantity is .*; store it as DECIMAL"

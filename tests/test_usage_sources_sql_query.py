@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from pydantic import TypeAdapter, ValidationError
 from test_usage_sources_sql import MAY_2, TABLE, Open, ask, opening, row, rows_of, store
 
@@ -305,7 +307,7 @@ def test_the_source_cannot_write(open_source: Open) -> None:
     [
         ({"table": "usages"}, "no table usages; nearest: usage"),
         ({"table": "usage; DROP TABLE usage"}, "no table usage; DROP TABLE usage"),
-        ({"time_column": "create_at"}, "no column create_at; nearest: created_at"),
+        ({"time_column": "create_at"}, "no column create_at; nearest: created_at; correct time_co"),
         ({"quantity_column": "1"}, "no column 1; nearest:"),
         ({"watermark_query": "SELECT absent"}, "no such column: absent"),
         ({**QUERY, "query": f"{ONE} AND"}, "incomplete input"),
@@ -318,6 +320,54 @@ def test_what_is_not_in_the_database_is_named(
     with pytest.raises(SourceInvalid) as caught:
         open_source([row(MAY_2)], **changed).check()
     assert complaint in str(caught.value)
+
+
+@pytest.fixture
+def executed() -> Iterator[list[str]]:
+    """The statements that any engine of this process is asked to run."""
+    texts: list[str] = []
+
+    def note(*given: Any) -> None:
+        texts.append(given[2])
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    yield texts
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["subject_column", "metric_column", "time_column", "quantity_column", "unique_column"],
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        'created_at"; DROP TABLE usage; --',
+        "quantity) FROM usage; DELETE FROM usage; --",
+        "(SELECT name FROM sqlite_master)",
+        "metric OR 1=1",
+        '"metric"',
+        "rowid",
+        "x\0y",
+        "%(x)s :subject ? {0}",
+    ],
+)
+def test_a_hostile_column_name_is_refused_by_its_setting(
+    open_source: Open, executed: list[str], tmp_path: Path, setting: str, name: str
+) -> None:
+    """Neither checking nor counting runs any statement that has the name in it."""
+    source = open_source([row(MAY_2)], **{setting: name})
+    counts = [partial(ask, source, each) for each in Aggregation]
+    questions: list[Callable[[], object]] = [source.check, *counts]
+    for asking in questions:
+        with pytest.raises(SourceInvalid) as caught:
+            asking()
+        assert f"has no column {name}; nearest: " in str(caught.value)
+        assert str(caught.value).endswith(f"; correct {setting}")
+    assert executed
+    assert [text for text in executed if name in text] == []
+    with closing(sqlite3.connect(tmp_path / "usage.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM usage").fetchone() == (1,)
 
 
 class Clockwork(SqlSource):

@@ -171,6 +171,34 @@ class UsageSourceContract(Asking):
             assert tally.value == expected[aggregation], f"{aggregation} is {tally.value}"
             assert tally.events in (4, None), f"{aggregation} counted {tally.events} events"
 
+    def test_every_aggregation_looks_only_inside_the_period(self, tmp_path: Path) -> None:
+        """What is larger, later or other at the end, or just before the start, changes nothing."""
+        step = self.resolution
+        stored = [
+            event(MAY.start - step, quantity=Decimal(50), unique="early"),
+            event(MAY.start, quantity=Decimal(7), unique="ann"),
+            event(MAY.end - step, quantity=Decimal(3), unique="bob"),
+            event(MAY.end, quantity=Decimal(90), unique="late"),
+        ]
+        expected = {
+            Aggregation.COUNT: 2,
+            Aggregation.SUM: 10,
+            Aggregation.MAX: 7,
+            Aggregation.LAST: 3,
+            Aggregation.UNIQUE: 2,
+        }
+        for aggregation in self.aggregations:
+            value = self.tally(tmp_path, stored, query(aggregation=aggregation)).value
+            assert value == expected[aggregation], f"{aggregation} is {value}"
+
+    def test_no_level_is_carried_into_the_period(self, tmp_path: Path) -> None:
+        """With events outside only, nothing was used: there is no maximum and no last value."""
+        stored = [event(MAY.start - self.resolution), event(MAY.end)]
+        for aggregation in self.aggregations:
+            value = self.value_if_any(tmp_path, stored, query(aggregation=aggregation))
+            level = aggregation in (Aggregation.MAX, Aggregation.LAST)
+            assert value == (None if level else 0), f"{aggregation} is {value}"
+
     def test_fractions_add_up_exactly(self, tmp_path: Path) -> None:
         """Ten times 0.1 is 1, and nothing else."""
         assert self.total(tmp_path, ["0.1"] * 10) == 1

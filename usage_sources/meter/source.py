@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from usage_sources.reading import (
     never_used,
     nothing_used,
 )
-from worker.domain import Aggregation, Evidence, Tally, UsageQuery, utc_text
+from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery, utc_text
 from worker.errors import SourceInvalid
 from worker.metering import EventStore
 
@@ -238,15 +238,20 @@ def _value_of(aggregation: Aggregation, part: Part) -> Decimal | None:
 
 def _parameters(answer: _Answer) -> dict[str, Any]:
     """Return what stands in the place of the statement's names, and the same for a reader."""
-    query, until = answer.query, answer.until
+    query = answer.query
+    named = {"subject": query.subject, "metric": query.metric}
+    return {**named, **_bounds(query.period, answer.until)}
+
+
+@lru_cache(maxsize=64)
+def _bounds(period: Period, until: int) -> Mapping[str, Any]:
+    """Return those that all counts of an invoice share."""
     return {
-        "subject": query.subject,
-        "metric": query.metric,
-        "start": microseconds(query.period.start),
-        "end": microseconds(query.period.end),
+        "start": microseconds(period.start),
+        "end": microseconds(period.end),
         "stored_until": until,
-        "start_at": utc_text(query.period.start),
-        "end_at": utc_text(query.period.end),
+        "start_at": utc_text(period.start),
+        "end_at": utc_text(period.end),
         "stored_until_at": utc_text(moment_at(until)),
     }
 

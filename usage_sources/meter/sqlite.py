@@ -14,7 +14,7 @@ from types import MappingProxyType
 from usage_sources.meter.appending import append_rows, our_clock, rows_of
 from usage_sources.meter.sqlite_reading import SqliteSnapshot
 from usage_sources.meter.sqlite_tables import add_functions, check_tables, make_tables
-from usage_sources.meter.sqlite_writing import SqliteAppending
+from usage_sources.meter.sqlite_writing import Known, SqliteAppending
 from worker.domain import Aggregation
 from worker.errors import SourceInvalid, SourceUnavailable
 from worker.metering import UsageEvent, Verdict
@@ -72,6 +72,8 @@ class SqliteMeter:
         """Touch nothing yet; `max_pages` bounds the file's size (4 KiB each)."""
         self.place = f"meter sqlite:///{path}"
         self._clock = clock
+        self._known: Known = {}
+        self._known_as_of: object = None
         limit = () if max_pages is None else (f"PRAGMA max_page_count = {max_pages:d}",)
         self._writer = _File(path, timeout_seconds, (*_WRITING, *limit), writes=True)
         self._reader = _File(path, timeout_seconds, _READING, writes=False)
@@ -82,8 +84,20 @@ class SqliteMeter:
         if not rows:
             return []
         with self._writer.transaction() as connection:
-            tx = SqliteAppending(connection, self._clock)
+            tx = SqliteAppending(connection, self._clock, self._known_series(connection))
             return append_rows(tx, rows, all_or_nothing=all_or_nothing)
+
+    def _known_series(self, connection: sqlite3.Connection) -> Known:
+        """Return the series of the transaction before; none, unless this one follows upon it.
+
+        Between them there was no commit by another connection, which data_version would tell, and
+        none of ours but that transaction's own.
+        """
+        ((version,),) = connection.execute("PRAGMA data_version").fetchall()
+        if self._known_as_of != (connection, version, self._writer.commits):
+            self._known = {}
+        self._known_as_of = (connection, version, self._writer.commits + 1)
+        return self._known
 
     @contextmanager
     def reading(self) -> Iterator[SqliteSnapshot]:
@@ -115,6 +129,7 @@ class _File:
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._deadline = 0.0
+        self.commits = 0
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -128,6 +143,7 @@ class _File:
             try:
                 yield connection
                 connection.execute("COMMIT")
+                self.commits += 1
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")

@@ -72,7 +72,7 @@ def make_tables(
     write_ahead: Callable[[sqlite3.Connection], None],
 ) -> None:
     """Bring the file to this version's tables; safe to run from several processes at once."""
-    _version(connection, place)  # refused before anything of a foreign file is changed
+    _version_now(connection, place)  # refused before anything of a foreign file is changed
     write_ahead(connection)
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -91,11 +91,20 @@ def make_tables(
 
 def check_tables(connection: sqlite3.Connection, place: str) -> None:
     """Raise SourceInvalid unless the file has this version's tables."""
-    if (version := _version(connection, place)) < len(_MIGRATIONS):
+    if (version := _version_now(connection, place)) < len(_MIGRATIONS):
         raise SourceInvalid(
             f"{place} has tables of version {version}; the next event that is stored brings them"
             f" to version {len(_MIGRATIONS)}"
         )
+
+
+def _version_now(connection: sqlite3.Connection, place: str) -> int:
+    """Look at one state of the file: another process may make the tables meanwhile."""
+    connection.execute("BEGIN")
+    try:
+        return _version(connection, place)
+    finally:
+        connection.execute("COMMIT")
 
 
 def _version(connection: sqlite3.Connection, place: str) -> int:

@@ -13,6 +13,10 @@ from usage_sources.meter.appending import HOUR, HourSum, Name, Pair, Row, Series
 from usage_sources.meter.sqlite_tables import DAY, read, written, written_sum
 
 _BLOCK = 1024  # numbers of series that are kept for one subject at a time
+_MOST_KNOWN = 65_536
+_LONGEST_KNOWN = 200  # characters of subject and metric; longer names would fill the memory
+
+Known = dict[Pair, SeriesState]  # series as they are when a transaction begins
 
 _STORED = """SELECT events.id, series.subject, series.metric, at, millionths, exact
 FROM json_each(?) AS asked
@@ -24,6 +28,9 @@ FROM json_each(?) AS asked
 CROSS JOIN meter_series AS series
     ON series.subject = json_extract(asked.value, '$[0]')
     AND series.metric = json_extract(asked.value, '$[1]')"""
+
+_NEWEST = """SELECT subject, max(series.id) FROM json_each(?) AS asked
+CROSS JOIN meter_series AS series ON series.subject = asked.value GROUP BY subject"""
 
 _ADD_TO_HOURS = """INSERT INTO meter_hours VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (series, hour) DO UPDATE SET
@@ -44,11 +51,17 @@ WHERE day IN (SELECT day FROM meter_days) AND series = ? GROUP BY at / {HOUR}"""
 
 
 class SqliteAppending:
-    """Statements between BEGIN IMMEDIATE and COMMIT, which make it alone in writing."""
+    """Statements between BEGIN IMMEDIATE and COMMIT, which make it alone in writing.
 
-    def __init__(self, connection: sqlite3.Connection, clock: Callable[[], int]) -> None:
+    `known` are some of the series as they are; more are put in as they are looked up.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, clock: Callable[[], int], known: Known
+    ) -> None:
         self._connection = connection
         self._clock = clock
+        self._known = known
 
     def stored(self, rows: Sequence[Row]) -> Mapping[Name, Row]:
         found: dict[Name, Row] = {}
@@ -72,16 +85,22 @@ class SqliteAppending:
         return int(stored_at)
 
     def series(self, pairs: Collection[Pair], stored_at: int) -> Mapping[Pair, SeriesState]:
-        asked = list(pairs)
+        found = {pair: self._known[pair] for pair in pairs if pair in self._known}
+        if missing := [pair for pair in pairs if pair not in found]:
+            found |= self._series(missing)
+            found |= self._make_series([pair for pair in missing if pair not in found], stored_at)
+            if len(self._known) > _MOST_KNOWN:
+                self._known.clear()
+            short = (pair for pair in missing if sum(map(len, pair)) <= _LONGEST_KNOWN)
+            self._known.update((pair, found[pair]) for pair in short)
+        return found
+
+    def _series(self, asked: Sequence[Pair]) -> dict[Pair, SeriesState]:
         rows = self._connection.execute(_SERIES, (json.dumps(asked),))
-        found = {
+        return {
             asked[place]: SeriesState(number, events, bool(rolled))
             for place, number, events, rolled in rows
         }
-        for pair in asked:
-            if pair not in found:
-                found[pair] = SeriesState(self._make_series(pair, stored_at), 0, rolled=False)
-        return found
 
     def add_events(self, rows: Sequence[Row], series: Sequence[int], stored_at: int) -> None:
         sources = {source: self._made_source(source) for source in {row.source for row in rows}}
@@ -116,20 +135,24 @@ class SqliteAppending:
             self._connection.execute(_ROLL_UP, (number,))
             self._connection.execute("UPDATE meter_series SET rolled = 1 WHERE id = ?", (number,))
 
-    def _make_series(self, pair: Pair, stored_at: int) -> int:
-        """Give a series a number beside those of its subject, so that their events lie together."""
-        look = "SELECT max(id) FROM meter_series WHERE subject = ?"
-        ((newest,),) = self._connection.execute(look, pair[:1]).fetchall()
-        number = (newest or -1) + 1
-        if number % _BLOCK == 0:
-            look = "SELECT coalesce(max(id), 0) FROM meter_series"
-            ((highest,),) = self._connection.execute(look).fetchall()
-            number = (highest // _BLOCK + 1) * _BLOCK
-        self._connection.execute(
+    def _make_series(self, pairs: Sequence[Pair], stored_at: int) -> dict[Pair, SeriesState]:
+        """Number each series beside those of its subject, so that their events lie together."""
+        subjects = json.dumps(sorted({subject for subject, _ in pairs}))
+        newest: dict[str, int] = dict(self._connection.execute(_NEWEST, (subjects,)).fetchall())
+        look = "SELECT coalesce(max(id), 0) FROM meter_series"
+        ((highest,),) = self._connection.execute(look).fetchall()
+        made: dict[Pair, SeriesState] = {}
+        for subject, metric in pairs:
+            number = newest.get(subject, -1) + 1
+            if number % _BLOCK == 0:
+                number = highest = (highest // _BLOCK + 1) * _BLOCK
+            newest[subject] = number
+            made[subject, metric] = SeriesState(number, 0, rolled=False)
+        self._connection.executemany(
             "INSERT INTO meter_series (id, subject, metric, since) VALUES (?, ?, ?, ?)",
-            (number, *pair, stored_at),
+            [(state.id, *pair, stored_at) for pair, state in made.items()],
         )
-        return int(number)
+        return made
 
     def _source(self, name: str) -> int | None:
         row = self._connection.execute("SELECT id FROM meter_sources WHERE name = ?", (name,))

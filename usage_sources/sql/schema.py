@@ -30,11 +30,11 @@ def column_types(
             f"{_nearest(table, [*tables, *views])}"
         ) from None
     types = {column["name"]: column["type"] for column in found}
-    for name in columns.named():
+    for setting, name in columns.named().items():
         if name not in types:
             raise SourceInvalid(
                 f"{database.place} table {columns.table} has no column {name}"
-                f"{_nearest(name, list(types))}"
+                f"{_nearest(name, list(types))}; correct {setting}"
             )
     return types
 

@@ -39,10 +39,16 @@ class Columns:
     time_format: TimeFormat
     naive_times: NaiveTimes
 
-    def named(self) -> list[str]:
-        """List every column that the settings name."""
-        names = (self.subject, self.time, self.metric, self.quantity, self.unique)
-        return [name for name in names if name is not None]
+    def named(self) -> dict[str, str]:
+        """Return every column that is named, by its setting."""
+        settings = {
+            "subject_column": self.subject,
+            "time_column": self.time,
+            "metric_column": self.metric,
+            "quantity_column": self.quantity,
+            "unique_column": self.unique,
+        }
+        return {setting: name for setting, name in settings.items() if name is not None}
 
 
 def time_bounds(time_format: TimeFormat, naive_times: NaiveTimes, period: Period) -> dict[str, Any]:

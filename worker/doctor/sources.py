@@ -8,6 +8,7 @@ from worker.asking import ask, counted
 from worker.doctor.findings import Finding, Look, Visit
 from worker.domain import Period
 from worker.errors import PermanentError
+from worker.measured import close_source
 from worker.overrides import dotted
 from worker.ports import UsageSource
 
@@ -24,19 +25,23 @@ def look(visit: Visit, name: str, sources: Mapping[str, UsageSource]) -> Look:
 
 
 def _source(visit: Visit, name: str, sources: Mapping[str, UsageSource]) -> Iterator[Finding]:
+    """Let the source check itself, and ask it for an empty period as each component would.
+
+    One that no component names gets its own check only: which metric and aggregation it would be
+    asked for is not known, and whoever knows its metrics refuses any other, well or not.
+    """
     subject = f"usage source {name}"
     try:
         ask(sources, name, lambda source: source.check())
+        faults = list(_component_faults(visit, name, sources))
     except PermanentError as error:
         mend = f"correct {dotted(('usage_sources', name))}: its table, columns or format"
         yield Finding(subject, well=False, told=str(error), mend=mend)
         return
-    faults = list(_component_faults(visit, name, sources))
+    finally:
+        close_source(sources[name])
     yield Finding(subject, well=True, told="answers")
     yield from faults
-    close = getattr(sources[name], "close", None)
-    if close is not None:
-        close()
 
 
 def _component_faults(
