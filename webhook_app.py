@@ -6,7 +6,7 @@ Run it by its factory: `gunicorn 'webhook_app:create_app()'`, or `reconciler ser
 from __future__ import annotations
 
 from base64 import b64encode
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -218,6 +218,7 @@ def _scrape(config: Config, receiver: Receiver) -> Scrape:
         doorbell=receiver.doorbell,
         platforms=receiver.platforms,
         now=utc_now,
+        sweep_every=timedelta(seconds=config.sweep.interval_seconds),
     )
 
 

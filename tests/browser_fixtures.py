@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -16,10 +17,12 @@ COMPONENTS = {"Text messages": "text_message"}
 
 @pytest.fixture(scope="session")
 def browser_programs() -> Programs:
-    """The browser of this machine; without one the test is skipped."""
+    """The browser of this machine; without one the test is skipped, or fails where CI asks."""
     try:
         return programs()
     except NoBrowser as error:
+        if os.environ.get("BROWSER_REQUIRED"):
+            pytest.fail(f"{error}; BROWSER_REQUIRED is set, so this test is not skipped")
         pytest.skip(str(error))
 
 

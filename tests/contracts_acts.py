@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -112,6 +113,28 @@ class ActsContract:
         assert not journal.resume(act("resume", at=NOW + 3 * MINUTE))
         assert [one.verb for one in journal.acts()] == ["resume", "pause", "pause"]
         assert journal.acts()[-1] == first
+
+    def test_a_note_changes_nothing_but_the_record(self, journal: SqlJournal) -> None:
+        """It stands in the record, also while a worker is at it, whose run goes on."""
+        claim = journal.claim(KEY, "one", NOW, LEASE)
+        before = journal.history(KEY)
+        assert claim is not None
+        assert before is not None
+        noted = by_hand(EntryKind.RECOUNTED, NOW + MINUTE)
+        assert journal.note(KEY, noted)
+        assert journal.history(KEY) == replace(before, entries=(*before.entries, noted))
+        journal.append(claim, [by_hand(EntryKind.FETCHED, NOW + MINUTE)], NOW + LEASE)
+        assert journal.verify(KEY) is None
+        assert not journal.note(other_key(1), noted)
+        assert journal.history(other_key(1)) is None
+
+    def test_an_act_on_many_is_kept_and_pauses_nothing(self, journal: SqlJournal) -> None:
+        """It stands among what people did, and workers go on."""
+        bulk = act("bulk release", "billforward")
+        journal.record_act(bulk)
+        assert [*journal.acts()] == [bulk]
+        assert journal.paused() == {}
+        assert journal.due(NOW) == [KEY]
 
     def test_what_a_person_settled_is_not_begun_again_by_a_notification(
         self, journal: SqlJournal

@@ -172,6 +172,22 @@ class SearchContract:
         whole = several.search(Filter(), 4)
         assert (whole.total, whole.after) == (4, None)
 
+    @pytest.mark.parametrize("newest_first", [False, True])
+    def test_a_listing_shows_the_same_and_counts_nothing(
+        self, several: SqlJournal, monkeypatch: pytest.MonkeyPatch, *, newest_first: bool
+    ) -> None:
+        """Page by page it is what a search finds, in the same order, without the number."""
+        states = (State.HELD, State.SKIPPED, State.DUE)
+        wanted = Filter(states=states, newest_first=newest_first)
+        expected = several.search(wanted).invoices
+        monkeypatch.setattr("worker.journal.search._count", None)  # to count is a crash from now on
+        first = several.listed(wanted, 2)
+        last = several.listed(wanted, 2, first[-1].cursor)
+        assert (len(first), [*first, *last]) == (2, [*expected])
+        assert [*several.listed(wanted, 2, last[-1].cursor)] == []
+        with pytest.raises(TypeError):
+            several.search(wanted, 2)
+
     @pytest.mark.parametrize(
         ("since", "until", "hit"),
         [

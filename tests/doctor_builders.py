@@ -56,6 +56,16 @@ def plan(*names: str, **fields: object) -> dict[str, object]:
     return {"name": "Gold", "components": components, **fields}
 
 
+SUBJECTS = [
+    *("config", "secrets", "passwords", "timeouts", "mode"),
+    *("journal", "journal chain", "invoices", "components seen", "disk"),
+    *("redis", "redis persistence", "redis eviction", "queue", "workers", "sweep"),
+    *("platform billforward", "plans of billforward", "webhooks of billforward"),
+    *("usage source events", "components", "web server", "operators' pages", "clock"),
+]
+"""What the doctor looks at in a whole installation, in its order."""
+
+
 @dataclass
 class Installation:
     """What the doctor examines; every part can be made wrong."""

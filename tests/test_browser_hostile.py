@@ -77,7 +77,8 @@ def hostile(running_station: Station) -> Station:
     for number, payload in enumerate(PAYLOADS):
         raise_invoice(station, number, payload)  # held: nothing counts it
         told: dict[str, Any] = {"status": 400, "error_type": payload, "message": payload}
-        station.control.add_fault("error", match={"path": invoice_id(200 + number)}, **told)
+        match = {"path": invoice_id(200 + number)}
+        station.control.add_fault("error", times=None, match=match, **told)
         raise_invoice(station, 200 + number, "Text messages")  # held: the platform's own words
         # of platforms that nobody works on: RQ takes no such ids
         journal.pause(Act(at=NOW, by=payload, verb="pause", reason=payload, platform=payload))

@@ -44,9 +44,11 @@ from worker.errors import (
     PlatformAnswerInvalid,
     PlatformRefused,
     PlatformUnavailable,
+    RecordInvalid,
     SourceInvalid,
     SourceUnavailable,
 )
+from worker.journal.rows import entries_of
 from worker.journal.sqlite import SqliteJournal
 from worker.outcomes import billed_elsewhere
 from worker.ports import Ports
@@ -107,7 +109,16 @@ def by_metadata() -> Rules:
     return rules(component(subject=Subject.of("account.metadata.tenant")))
 
 
+def unreadable() -> str:
+    """Read an entry that is none."""
+    row = {"seq": 5, "at": "2026-05-01T00:00:00.000000+00:00", "kind": "counted", "data": "5"}
+    with pytest.raises(RecordInvalid) as caught:
+        entries_of(KEY, [row])
+    return str(caught.value)
+
+
 REASONS: dict[str, Callable[[], str]] = {
+    "unreadable_record": unreadable,
     "unmapped_component": lambda: of_charges(charge(component="Fax pages")),
     "unmapped_component odd": lambda: of_charges(charge(component=ODD)),
     "unmapped_component first": lambda: of_charges(charge(component="Fax"), charge(period=None)),

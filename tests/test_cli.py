@@ -5,6 +5,9 @@ from __future__ import annotations
 import getpass
 import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,9 +20,11 @@ import pytest
 import structlog
 from builders import INV, LEASE, delivery, frozen, invoice, other_key
 from click.testing import CliRunner, Result
+from sandbox_builders import february_invoice
 
 from sandbox.process import RunningSandbox
 from worker.cli import main
+from worker.doctor import Finding
 from worker.domain import InvoiceKey
 from worker.doorbell import Doorbell, job_id_of
 from worker.journal.sqlite import SqliteJournal
@@ -311,14 +316,20 @@ def test_work_without_redis(place: Path) -> None:
     )
 
 
-def test_sweep_once(journal: SqliteJournal, redis_url: str) -> None:
-    """`sweep --once` rings for what is due, once however often it is run."""
-    told = "rang for 1 invoices, found 0 pending, acknowledged 0 notifications\n"
+def test_sweep_once(
+    place: Path, journal: SqliteJournal, redis_url: str, sandbox: RunningSandbox
+) -> None:
+    """`sweep --once` rings for what is due or nobody told of, once however often it is run."""
+    configure(place, f'[platforms.billforward]\nbase_url = "{sandbox.base_url}"\n')
+    secrets = {**SECRETS, "RECONCILER__PLATFORMS__BILLFORWARD__TOKEN": sandbox.token}
+    untold = InvoiceKey("billforward", sandbox.control.put_invoice(**february_invoice())["id"])
     three(journal)
-    for _ in range(2):
-        result = run("sweep", "--once", redis=redis_url, **SECRETS)
+    for rang, found in ((1, 1), (2, 0)):
+        result = run("sweep", "--once", redis=redis_url, **secrets)
+        told = f"rang for {rang} invoices, found {found} pending, acknowledged 0 notifications\n"
         assert (result.stdout, result.stderr) == ("", told)
-    assert Doorbell(redis_url, "reconcile").queue.job_ids == [job_id_of(KEY)]
+    ringing = Doorbell(redis_url, "reconcile").queue.job_ids
+    assert ringing == [job_id_of(KEY), job_id_of(untold)]
 
 
 def test_sweep_without_redis(journal: SqliteJournal) -> None:
@@ -376,6 +387,8 @@ def test_close_records_who_settled_it_and_how(journal: SqliteJournal) -> None:
     assert history.entries[-1].data["by"]
     assert "not in the journal" in run("close", "INV-X", "--reason", "typo", code=1).stderr
     assert "--reason" in run("close", "INV-HELD", code=2).stderr
+    told = json.loads(run("close", "INV-ISSUED", "--reason", "refunded", "--json").stdout)
+    assert (told["act"], told["id"], told["state"]) == ("close", "INV-ISSUED", "closed")
 
 
 def test_replay_without_redis(journal: SqliteJournal) -> None:
@@ -384,6 +397,9 @@ def test_replay_without_redis(journal: SqliteJournal) -> None:
     result = run("replay", "INV-HELD", "--wait", "0", code=3)
     assert "Redis at 127.0.0.1:1: ConnectionError; the sweep will ring" in result.stderr
     assert HELD in journal.due(datetime.now(UTC))
+    history = journal.history(HELD)
+    assert history is not None
+    assert history.entries[-1].data["reason"] == "replayed by hand"
 
 
 @pytest.mark.parametrize(
@@ -421,16 +437,24 @@ def test_replay_with_a_worker(
 
 
 def test_recount(journal: SqliteJournal, redis_url: str) -> None:
-    """`replay --recount` gives the tallies up while nothing was written, and never after."""
+    """`replay --recount` gives the tallies up for a reason, and never after a write."""
     journal.record_delivery(delivery(), PAST)
     claim = claimed(journal, KEY)
     journal.freeze(claim, [], [frozen()], PAST)
     held = Outcome(state=State.HELD, reason="look")
     journal.settle(claim, [entry(EntryKind.HELD, reason="look")], held)
-    run("replay", INV, "--recount", "--wait", "0", code=3, redis=redis_url)
+    for nothing in ([], ["--reason", " "]):
+        refused = run("replay", INV, "--recount", "--wait", "0", *nothing, code=2, redis=redis_url)
+        assert "--reason" in refused.stderr
+    history = journal.history(KEY)
+    assert history is not None
+    assert len(history.tallies) == 1
+    why = ("--recount", "--reason", "late usage")
+    run("replay", INV, *why, "--wait", "0", code=3, redis=redis_url)
     history = journal.history(KEY)
     assert history is not None
     assert history.tallies == ()
+    assert [one.data["reason"] for one in history.entries[-2:]] == ["late usage"] * 2
 
     now = datetime.now(UTC)
     claim = claimed(journal, KEY, now)
@@ -438,7 +462,7 @@ def test_recount(journal: SqliteJournal, redis_url: str) -> None:
     intent = {"charge_id": "CHG-1", "component": "Text messages", "from": "0", "to": 105}
     journal.append(claim, [Entry(kind=EntryKind.CHARGE_INTENT, at=now, data=intent)], now)
     before = journal.history(KEY)
-    result = run("replay", INV, "--recount", "--wait", "0", code=1, redis=redis_url)
+    result = run("replay", INV, *why, "--wait", "0", code=1, redis=redis_url)
     assert "it cannot be counted anew: a write was begun" in result.stderr
     assert result.stdout == ""
     assert journal.history(KEY) == before
@@ -519,3 +543,78 @@ def test_wrong_use(place: Path, arguments: list[str]) -> None:
     result = run(*arguments, code=2)
     assert result.stderr.startswith("Usage: ")
     assert result.stdout == ""
+
+
+def test_doctor_tells_each_finding_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was found is there to read while the next look takes its time."""
+    told: list[str] = []
+
+    def examine() -> Iterator[Finding]:
+        yield Finding("journal", well=False, told="is full", mend="free the disk")
+        told.append(capsys.readouterr().out)
+        yield Finding("clock", well=True, told="agrees")
+
+    monkeypatch.setattr("worker.cli.examine", examine)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    assert ended.value.code == 3
+    assert told == ["BAD journal: is full\n    mend: free the disk\n"]
+    assert capsys.readouterr().out == "ok  clock: agrees\n"
+
+
+BASH = """
+source <(reconciler completion bash)
+COMP_WORDS=({typed}) COMP_CWORD={at}
+$(complete -p reconciler | grep -o '_[a-z_]*completion') reconciler
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("reconciler rec", ["recount"]),
+        ("reconciler list --state re", ["retrying"]),
+        ("reconciler journal v", ["verify"]),
+    ],
+)
+def test_bash_completes(typed: str, offered: list[str]) -> None:
+    """The script that `completion bash` prints, sourced by bash, completes what is typed."""
+    words = BASH.format(typed=typed, at=len(typed.split()) - 1)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", words],
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout.split(), done.stderr) == (offered, "")
+
+
+@pytest.mark.parametrize(
+    ("shell", "binds", "typed", "offered"),
+    [
+        ("zsh", "compdef _reconciler_completion reconciler", "reconciler rec", "plain\nrecount\n"),
+        ("fish", "complete --no-files --command reconciler", "reconciler", "plain,recount\t"),
+    ],
+)
+def test_other_shells_complete(shell: str, binds: str, typed: str, offered: str) -> None:
+    """The script binds to `reconciler`, and what it asks the program is answered with the words."""
+    script = run("completion", shell).stdout
+    assert binds in script
+    assert f"_RECONCILER_COMPLETE={shell}_complete" in script
+    environ = {"_RECONCILER_COMPLETE": f"{shell}_complete", "COMP_WORDS": typed}
+    environ["COMP_CWORD"] = "1" if shell == "zsh" else "rec"
+    answer = CliRunner().invoke(main, prog_name="reconciler", env=environ)
+    assert offered in answer.stdout
+
+
+def test_completion_of_another_shell(place: Path) -> None:
+    """A shell that is not known is wrong use; no configuration is needed for the others."""
+    (place / "config.toml").unlink()
+    refused = run("completion", "tcsh", code=2)
+    assert (refused.stdout, "'tcsh' is not one of" in refused.stderr) == ("", True)
+    assert run("completion", "zsh").stderr == ""

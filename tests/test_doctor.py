@@ -17,6 +17,7 @@ from doctor_builders import (
     PLATFORM,
     REDIS,
     SECRET,
+    SUBJECTS,
     TOKEN,
     Installation,
     installed,
@@ -33,6 +34,9 @@ METER = """
 [usage_sources.meter]
 kind = "meter"
 """
+PAGES = "[ops]\nenabled = true\n"
+USERS = f'{PAGES}[ops.users.ana]\nrole = "operator"\n[ops.users.rob]\nrole = "reader"\n'
+ANA, ROB = (f"RECONCILER__OPS__USERS__{name}__PASSWORD" for name in ("ANA", "ROB"))
 SECOND = """
 [components."SMS"]
 source = "events"
@@ -53,13 +57,7 @@ def test_all_well(whole: Installation) -> None:
     """On a whole installation every part is looked at, every finding is well, none has a mend."""
     findings = whole.findings()
     assert [finding for finding in findings if not finding.well or finding.mend] == []
-    assert [finding.subject for finding in findings] == [
-        *("config", "secrets", "passwords", "timeouts", "mode"),
-        *("journal", "journal chain", "invoices", "components seen", "disk"),
-        *("redis", "redis persistence", "redis eviction", "queue", "workers", "sweep"),
-        *("platform billforward", "plans of billforward", "webhooks of billforward"),
-        *("usage source events", "components", "web server", "clock"),
-    ]
+    assert [finding.subject for finding in findings] == SUBJECTS
     assert whole.control.record().broken == []
 
 
@@ -143,6 +141,42 @@ def test_a_weak_password(whole: Installation, password: str, told: str) -> None:
     assert PASSWORD in finding.mend
 
 
+@pytest.mark.parametrize(
+    ("password", "told"),
+    [
+        ("correct horse", "ops.users.rob.password has 13 characters"),
+        ("ab" * 20, "ops.users.rob.password is made of 2 different characters"),
+        (SECRET, "ops.users.rob.password is webhook.password too"),
+        ("of-ana-and-long-enough", "ops.users.rob.password is ops.users.ana.password too"),
+    ],
+)
+def test_a_weak_password_of_a_person(whole: Installation, password: str, told: str) -> None:
+    """A person's password is judged as the webhook's is, and must be nobody else's."""
+    whole.configure(USERS)
+    whole.set(ANA, "of-ana-and-long-enough")
+    whole.set(ROB, password)
+    finding = whole.bad()
+    assert finding.subject == "passwords"
+    assert finding.told.startswith(told)
+    assert password not in repr(finding)
+    assert ROB in finding.mend
+    assert "restart `reconciler serve`" in finding.mend
+
+
+def test_a_weak_session_key(whole: Installation) -> None:
+    """A key that is long but simple would let others sign a session."""
+    whole.configure(PAGES)
+    whole.set("RECONCILER__OPS__SESSION_KEY", "xy" * 16)
+    assert whole.bad().told.startswith("ops.session_key is made of 2 different characters")
+
+
+def test_passwords_of_pages_that_are_off(whole: Installation) -> None:
+    """Where there are no pages, nobody can log in with a weak password."""
+    whole.configure(USERS.replace("true", "false"))
+    whole.set(ANA, "short")
+    assert whole.found("passwords").well
+
+
 def test_a_call_that_outlasts_the_lease(whole: Installation) -> None:
     """A lease that ends before a call to the platform may end is found."""
     whole.configure("[rules]\nlease_seconds = 150\n")
@@ -214,6 +248,54 @@ def test_a_server_open_without_tls(whole: Installation) -> None:
     assert whole.found("web server").well
 
 
+@pytest.mark.parametrize(
+    ("page_url", "told"),
+    [
+        ("https://ops.example/", "a proxy is in front: notices.page_url is https"),
+        ("http://ops.internal/", "a proxy is in front: notices.page_url is beyond this machine"),
+    ],
+)
+def test_open_pages_behind_a_proxy(whole: Installation, page_url: str, told: str) -> None:
+    """Pages without a login are found where the configuration tells of a proxy."""
+    whole.configure(f'{PAGES}[notices]\npage_url = "{page_url}"\n')
+    finding = whole.bad()
+    assert finding.subject == "operators' pages"
+    assert told in finding.told
+    assert "[ops.users]" in finding.mend
+
+
+def test_open_pages_behind_the_webhooks_proxy(whole: Installation) -> None:
+    """Pages without a login are found where the platform reaches us by https."""
+    whole.configure(PAGES)
+    assert whole.found("operators' pages").told.startswith("for this machine's own browser alone")
+    whole.control.drop_webhooks()
+    whole.control.add_webhook("https://billing:x@example.com/webhooks/billforward")
+    assert "the platform's webhook has an https URL" in whole.bad().told
+
+
+def test_pages_behind_a_proxy_that_is_not_named(whole: Installation) -> None:
+    """A proxy whose clients all look like one is found, until its address is told."""
+    notices = '[notices]\npage_url = "https://ops.example/"\n'
+    whole.configure(USERS + notices)
+    whole.set(ANA, "of-ana-and-long-enough")
+    whole.set(ROB, "of-rob-and-long-enough")
+    finding = whole.bad()
+    assert finding.subject == "operators' pages"
+    assert "ops.trusted_proxies" in finding.mend
+    named = PAGES + 'trusted_proxies = ["127.0.0.1"]\n'
+    whole.configure(USERS.replace(PAGES, named) + notices)
+    assert whole.found("operators' pages").told == "2 may log in"
+
+
+def test_pages_without_a_proxy(whole: Installation) -> None:
+    """A link to where we listen ourselves tells of no proxy."""
+    url = "http://ops.internal:8000/"
+    whole.configure(f'[webhook]\nhost = "0.0.0.0"\n{USERS}[notices]\npage_url = "{url}"\n')
+    whole.set(ANA, "of-ana-and-long-enough")
+    whole.set(ROB, "of-rob-and-long-enough")
+    assert whole.found("operators' pages").well
+
+
 def test_our_clock_is_off(whole: Installation) -> None:
     """A clock of ours that is behind those of all others is found, once for each of them."""
     whole.now = lambda: utc_now() - timedelta(minutes=10)
@@ -235,6 +317,10 @@ def test_the_platforms_clock_is_off(whole: Installation) -> None:
 def test_the_database_is_asked_for_its_time(whole: Installation, postgres_url: str) -> None:
     """A journal in PostgreSQL is well too, and its server's clock is compared."""
     whole.set("RECONCILER__JOURNAL__URL", postgres_url)
+    whole.configure(USERS)
+    whole.set(ANA, "of-ana-and-long-enough")
+    whole.set(ROB, "of-rob-and-long-enough")
+    assert whole.found("operators' pages").told.endswith("RECONCILER__OPS__SESSION_KEY")
     assert [finding for finding in whole.findings() if not finding.well] == []
     whole.now = lambda: utc_now() - timedelta(minutes=10)
     assert any("the journal's database" in one.told for one in whole.findings() if not one.well)

@@ -20,7 +20,7 @@ from worker.domain import InvoiceKey
 from worker.journal import open_journal
 from worker.ports import Ports
 from worker.reconcile import reconcile
-from worker.record import Act, Entry, EntryKind, State
+from worker.record import Act, Entry, EntryKind, Outcome, State
 from worker.wiring import configured, open_service, utc_now
 
 NOBODY = 65534
@@ -180,24 +180,39 @@ def test_a_broken_chain(whole: Installation) -> None:
 
 
 def test_an_invoice_that_waits_too_long(whole: Installation) -> None:
-    """An unissued invoice older than a day is found; what is younger is well."""
+    """An invoice that is due for a day and not taken is found; for less, it is well."""
     wake(whole, timedelta(hours=20))
     assert whole.found("invoices").well
     whole.now = lambda: utc_now() + timedelta(hours=6)
     late = whole.found("invoices")
     assert not late.well
-    assert late.told == "the oldest unissued one waits for 26 hours"
+    assert late.told == (
+        "the oldest unissued one waits for 26 hours;"
+        f" {KEY} for 26 hours: due, and no worker takes it"
+    )
     assert "`reconciler list --state held`" in late.mend
+
+
+def test_an_invoice_that_rightly_waits_for_long(whole: Installation) -> None:
+    """However old it is, one that waits for its time is told of, and is well."""
+    wake(whole, timedelta(days=3))
+    since = utc_now() - timedelta(days=3)
+    with closing(open_journal(whole.journal_url)) as journal:
+        claim = journal.claim(KEY, "test", since, timedelta(minutes=1))
+        assert claim is not None
+        entry = Entry(kind=EntryKind.WAITING, at=since, data={})
+        until = utc_now() + timedelta(hours=1)
+        journal.settle(claim, [entry], Outcome(state=State.WAITING, reason="x", due_at=until))
+    found = whole.found("invoices")
+    assert (found.well, found.told) == (True, "the oldest unissued one waits for 3 days")
 
 
 def test_an_old_invoice_alone_is_the_one_finding(whole: Installation) -> None:
     """Nothing else is wrong for an invoice that waits."""
     wake(whole, timedelta(days=3))
     finding = whole.bad()
-    assert (finding.subject, finding.told) == (
-        "invoices",
-        "the oldest unissued one waits for 3 days",
-    )
+    assert finding.subject == "invoices"
+    assert "for 3 days: due, and no worker takes it" in finding.told
 
 
 def test_an_unmapped_component_that_was_seen(whole: Installation) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -100,3 +102,47 @@ def test_a_resume_without_a_pause_says_what_is_paused(journal: SqliteJournal) ->
     assert result.exit_code == 2
     assert "there are billforward" in result.stderr
     assert journal.due(NOW) == []
+
+
+def test_programs_read_what_was_done_to_an_invoice(journal: SqliteJournal) -> None:
+    """`hold` and `release` print one JSON object: the act, and the journal's word on it now."""
+    for verb, state in (("hold", "parked"), ("release", "due")):
+        result = run(verb, INV, "--reason", "x", "--json")
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.stdout)
+        assert (told["act"], told["state"]) == (verb, state)
+        assert (told["id"], told["platform"]) == (INV, "billforward")
+    assert "the sweep will ring" in result.stderr
+    refused = run("release", INV, "--reason", "x", "--json")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("platform", [None, "billforward"])
+def test_programs_read_what_is_paused(journal: SqliteJournal, platform: str | None) -> None:
+    """`pause` and `resume` print one JSON object: who, when, why and where; null is everywhere."""
+    where = ["--platform", platform] if platform else []
+    for verb in ("pause", "resume"):
+        result = run(verb, *where, "--reason", "being moved", "--json")
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.stdout)
+        assert told.pop("at").endswith("Z")
+        assert told == {
+            "act": verb,
+            "platform": platform,
+            "by": getpass.getuser(),
+            "reason": "being moved",
+        }
+    refused = run("resume", *where, "--reason", "x", "--json")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("reason", ["", "  ", "x" * 501])
+@pytest.mark.parametrize("command", [("hold", INV), ("release", INV), ("pause",), ("resume",)])
+def test_a_reason_says_something(
+    journal: SqliteJournal, command: tuple[str, ...], reason: str
+) -> None:
+    """A blank reason and an endless one are refused, as on the pages."""
+    result = run(*command, "--reason", reason)
+    assert result.exit_code == 2
+    assert "eason" in result.stderr
+    assert (state_of(journal), journal.acts()) == (State.DUE, [])

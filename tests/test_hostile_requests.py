@@ -204,3 +204,11 @@ def test_a_path_cannot_steer_the_terminal_of_the_log(served: Served) -> None:
     assert "x1b[2J" in log
     assert all(c.isprintable() or c == "\n" for c in log)
     assert not any(line.startswith("2026-01-01T00:00:00Z") for line in log.splitlines())
+
+
+def test_who_speaks_http_1_0_is_not_of_this_machine(served: Served) -> None:
+    """A proxy that says nothing of itself speaks it, and what only this machine may read stays."""
+    for version, status in ((b"1.1", b"200 OK"), (b"1.0", b"403 FORBIDDEN")):
+        line = f"GET /metrics HTTP/{version.decode()}"
+        answer = served.ask("Host: localhost", "Connection: close", line=line)
+        assert answer.split(b"\r\n")[0].endswith(status)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -127,3 +131,70 @@ def test_a_journal_is_not_copied_onto_itself(url: str) -> None:
     done = run("copy", url, url)
     assert done.exit_code == 2
     assert "the same" in done.stderr
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_copy_to_no_journal_is_wrong_use(url: str) -> None:
+    """The argument is named that is no journal's URL, not a setting."""
+    for arguments, named in ((("foo", url), "FROM"), ((url, "mysql://h/db"), "TO")):
+        done = run("copy", *arguments)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert f"Error: {named}: " in done.stderr
+        assert "is not a journal; use sqlite:///" in done.stderr
+
+
+def seen(*arguments: str, **environ: str) -> tuple[str, str]:
+    """Run `reconciler` with a terminal as standard error; return both outputs."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker", *arguments],
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "90", **environ},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    ) as child:
+        stdout, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    os.write(theirs, b"end of the session")
+    os.close(theirs)
+    stderr = os.read(ours, 65_536).decode()
+    os.close(ours)
+    return stdout, stderr.removesuffix("end of the session")
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_terminal_shows_how_far_it_is(configured: str, tmp_path: Path) -> None:
+    """A bar on standard error counts the invoices and goes; data stays on standard output."""
+    stdout, stderr = seen("journal", "verify")
+    assert stdout == "walked 2 invoices, 7 entries, 2 deliveries: all whole\n"
+    assert "verifying" in stderr
+    assert "2/2" in stderr
+    assert "\x1b[32m" in stderr
+    assert stderr.endswith("\x1b[2K")
+    stdout, stderr = seen("journal", "copy", configured, f"sqlite:///{tmp_path}/new.db")
+    assert stdout.startswith("copied ")
+    assert "copying and verifying" in stderr
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.usefixtures("configured")
+def test_no_bar_for_programs_or_plain_terminals() -> None:
+    """With --json or a dumb terminal there is none, and with NO_COLOR one without colours."""
+    stdout, stderr = seen("journal", "verify", "--json")
+    assert (json.loads(stdout)["invoices"], stderr) == (2, "")
+    assert seen("journal", "verify", TERM="dumb") == (
+        "walked 2 invoices, 7 entries, 2 deliveries: all whole\n",
+        "",
+    )
+    _, plain = seen("journal", "verify", NO_COLOR="1")
+    assert "2/2" in plain
+    assert "\x1b[3" not in plain
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+@pytest.mark.usefixtures("configured")
+def test_no_bar_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not a terminal gets no bar, also where somebody wants colours everywhere."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    done = run("verify")
+    assert (done.exit_code, done.stderr) == (0, "")

@@ -14,7 +14,10 @@ from typing import Any, Literal
 
 import pytest
 import structlog
+from builders import INV
+from metrics_builders import Installation, deliver, installation, put_invoice
 
+from sandbox.process import RunningSandbox
 from worker.logs import configure_logs, masked
 
 SECRET = "s3cr3t-5d41"
@@ -23,6 +26,18 @@ import structlog
 from worker.logs import configure_logs
 configure_logs("info", "auto", ["{secret}"])
 structlog.get_logger("x").info("delivery", invoice="INV-1", note="{secret}")
+"""
+
+PLATFORM = """
+import logging
+from dataclasses import dataclass
+from worker.platforms.billforward import BillForward
+
+@dataclass(kw_only=True)
+class Odd(BillForward):
+    def usage_charges(self, invoice):
+        logging.getLogger("library").warning("slow")
+        raise RuntimeError("a defect of its author")
 """
 
 
@@ -67,11 +82,20 @@ def test_json_outside_a_terminal() -> None:
     assert event == {"event": "delivery", "invoice": "INV-1", "note": "***", "level": "info"}
 
 
-def test_readable_on_a_terminal() -> None:
-    """On a terminal, events are for people."""
+@pytest.mark.parametrize(
+    ("environ", "coloured"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+    ids=str,
+)
+def test_readable_on_a_terminal(environ: dict[str, str], coloured: bool) -> None:
+    """On a terminal, events are for people, in colours where it has some and nobody forbids it."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(secret=SECRET)], stderr=theirs, env={"TERM": "dumb"}
+        [sys.executable, "-c", PROGRAM.format(secret=SECRET)], stderr=theirs, env=environ
     ) as child:
         assert child.wait(30) == 0
     os.close(theirs)
@@ -80,6 +104,7 @@ def test_readable_on_a_terminal() -> None:
     assert "delivery" in text
     assert "INV-1" in text
     assert not text.startswith("{")
+    assert ("\x1b[" in text) is coloured
     assert SECRET not in text
 
 
@@ -192,3 +217,28 @@ def test_a_job_names_its_invoice(tmp_path: Path) -> None:
     assert [(e["event"], e["invoice"], e["platform"]) for e in events] == [
         ("not_due_or_taken", "INV-77", "billforward")
     ]
+
+
+def test_each_line_of_a_run_names_it(
+    tmp_path: Path, sandbox: RunningSandbox, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library's line too, and the failure's, carry invoice, platform, attempt and trace id.
+
+    The attempt is the journal's at that moment: none failed before, and then this one did.
+    """
+    put_invoice(sandbox)
+    (tmp_path / "odd.py").write_text(PLATFORM)
+    monkeypatch.syspath_prepend(tmp_path)
+    there = installation(tmp_path, sandbox, redis_url, "")
+    odd = {"RECONCILER__PLATFORMS__BILLFORWARD__KIND": "odd:Odd", "PYTHONPATH": str(tmp_path)}
+    there = Installation(there.folder, {**there.environ, **odd})
+    assert deliver(there.client()).status_code == 200
+    lines = [json.loads(line) for line in there.run("work", "--burst").splitlines()]
+    began, *run, ended = lines
+    assert [line["event"] for line in lines] == [
+        *("worker_started", "slow", "job_failed", "worker_stopped")
+    ]
+    assert [(line["invoice"], line["platform"]) for line in run] == [(INV, "billforward")] * 2
+    assert [line["attempt"] for line in run] == [0, 1]
+    assert len({line["trace_id"] for line in run}) == 1
+    assert not {"invoice", "attempt", "trace_id"} & (began.keys() | ended.keys())

@@ -66,6 +66,7 @@ def test_every_process_is_in_one_scrape(there: Installation, sandbox: RunningSan
     assert value(text, "reconciler_sweep_rounds_total", result="done") == 1
     assert value(text, "reconciler_sweep_last_round_timestamp_seconds") > time.time() - 600
     assert value(text, "reconciler_journal_commit_seconds_count") >= 7
+    assert value(text, "reconciler_sweep_alive") == 1
     assert value(text, "reconciler_invoices", state="issued") == 1
     assert value(text, "reconciler_oldest_unissued_seconds") == 0
     assert value(text, "rq_jobs", queue="reconcile", status="finished") == 1
@@ -115,7 +116,8 @@ def test_what_is_down_is_told_and_the_rest_with_it(tmp_path: Path, sandbox: Runn
     assert value(text, "reconciler_up", part="redis") == 0
     assert value(text, "reconciler_up", part="journal") == 0
     assert value(text, "reconciler_deliveries_total", result="new") == 0
-    assert not {"rq_jobs", "rq_workers", "reconciler_invoices"} & set(samples(text))
+    absent = {"rq_jobs", "rq_workers", "reconciler_sweep_alive", "reconciler_invoices"}
+    assert not (absent | {"reconciler_overdue_seconds"}) & set(samples(text))
 
 
 def test_without_a_token_only_this_machine_reads(there: Installation) -> None:

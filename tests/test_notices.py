@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from builders import LEASE, MINUTE, NOW, other_key
+from contracts import tamper
 from fakes import FakeClock
 
 from worker.config import config_of
@@ -137,17 +138,73 @@ def test_nothing_is_told_where_nothing_is_wrong(journal: SqliteJournal, clock: F
     assert told.got == []
 
 
+def wait(journal: SqliteJournal, number: int, outcome: Outcome) -> None:
+    """Let an invoice that was seen four days ago wait since then."""
+    at = NOW - 99 * HOUR
+    journal.wake(other_key(number), Entry(kind=EntryKind.FOUND, at=at))
+    claim = journal.claim(other_key(number), "one", at, LEASE)
+    assert claim is not None
+    entry = Entry(kind=EntryKind.WAITING, at=at, data={"reason": outcome.reason})
+    journal.settle(claim, [entry], outcome)
+
+
+def test_what_waits_for_its_time_is_not_told(journal: SqliteJournal, clock: FakeClock) -> None:
+    """However old it is: not before its time has passed by the limit, and then with that time."""
+    until = NOW + HOUR
+    behind = 'source "events" has usage only up to 2015-12-01T00:00:00Z'
+    wait(journal, 1, Outcome(state=State.WAITING, reason=behind, due_at=until))
+    wait(journal, 2, Outcome(state=State.RETRYING, reason="no answer", due_at=until, attempt=2))
+    told = Told()
+    for _ in range(2):
+        assert notices(journal, clock, told).tell() == 0
+        clock.advance(hours=24)
+    clock.advance(hours=1)
+    assert notices(journal, clock, told).tell() == 1
+    (notice,) = told.got
+    assert (notice.cause, notice.count, notice.oldest_at) == (TOO_OLD, 2, until)
+    assert f"due since 2015-12-02T14:00:00Z; the last: {behind}" in notice.text()
+
+
 def test_an_invoice_that_is_not_issued_in_time_is_told(
     journal: SqliteJournal, clock: FakeClock
 ) -> None:
-    """Whatever it waits for: from the limit on, people know."""
+    """One that is due, and that no worker takes: from the limit on, people know."""
     journal.wake(other_key(1), Entry(kind=EntryKind.FOUND, at=NOW - 25 * HOUR))
     told = Told()
     assert notices(journal, clock, told).tell() == 1
     (notice,) = told.got
     assert notice.cause is TOO_OLD
     assert notice.subject == "1 invoice: Not issued in time"
-    assert f"- {other_key(1)}: due" in notice.text()
+    assert f"- {other_key(1)}: due since 2015-12-01T12:00:00Z" in notice.text()
+
+
+def test_an_invoice_whose_worker_died_lately_is_late_too(
+    journal: SqliteJournal, clock: FakeClock
+) -> None:
+    """Its lease ran out a moment ago; what is due for less than the limit is not told, nor busy."""
+    for number, hours in enumerate((26, 25, 25, 23, 22), start=1):
+        found = Entry(kind=EntryKind.FOUND, at=NOW - timedelta(hours=hours))
+        journal.wake(other_key(number), found)
+    for number, lease in ((2, LEASE), (3, 3 * LEASE), (4, LEASE)):
+        assert journal.claim(other_key(number), "one", NOW - 2 * LEASE, lease)
+    told = Told()
+    assert notices(journal, clock, told).tell() == 1
+    (notice,) = told.got
+    assert notice.count == 2
+    assert [key for key, _ in notice.first] == [other_key(1), other_key(2)]
+
+
+def test_an_unreadable_record_silences_no_notice(journal: SqliteJournal, clock: FakeClock) -> None:
+    """It is counted, and the others are named."""
+    for number in (1, 2):
+        found = Entry(kind=EntryKind.FOUND, at=NOW - (30 - number) * HOUR)
+        journal.wake(other_key(number), found)
+    url, damaged = f"sqlite:///{journal.path}", other_key(1).invoice_id
+    tamper(url, f"UPDATE entries SET data = '5' WHERE invoice_id = '{damaged}'")
+    told = Told()
+    assert notices(journal, clock, told).tell() == 1
+    (notice,) = told.got
+    assert (notice.count, [key for key, _ in notice.first]) == (2, [other_key(2)])
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])

@@ -22,10 +22,12 @@ from ops_builders import (
     ops_app,
 )
 
+from webhook_app import create_app
 from worker.config import config_of
 from worker.ops.throttle import Throttle
 
 ONE = f"/ops/invoices/billforward/{INV}"
+VERBS = ("replay", "release", "hold", "close")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -43,14 +45,16 @@ def _app(journal_url: str) -> Flask:
 
 
 def urls(app: Flask, method: str) -> Iterator[str]:
-    """Name a URL for every route under /ops that takes a method."""
-    values = {"platform": "billforward", "invoice_id": INV, "verb": "hold", "bulk_id": "0" * 24}
+    """Name a URL for every route under /ops that takes a method; one for each verb of an act."""
+    values = {"platform": "billforward", "invoice_id": INV, "bulk_id": "0" * 24}
     values |= {"registry_name": "failed", "order": "asc", "per_page": "1", "page": "1"}
     adapter = app.url_map.bind("localhost")
     for rule in app.url_map.iter_rules():
         if rule.rule.startswith("/ops") and method in (rule.methods or ()):
-            given = {name: values.get(name, "0") for name in rule.arguments}
-            yield adapter.build(rule.endpoint, given, method=method)
+            for verb in VERBS if "verb" in rule.arguments else ("",):
+                given = {name: values.get(name, "0") for name in rule.arguments - {"verb"}}
+                given |= {"verb": verb} if verb else {}
+                yield adapter.build(rule.endpoint, given, method=method)
 
 
 def basic(name: str, password: str) -> dict[str, str]:
@@ -68,6 +72,38 @@ def untouched(app: Flask) -> bool:
     history = journal_of(app).history(KEY)
     assert history is not None
     return len(history.entries) == 1 and not journal_of(app).acts()
+
+
+def test_every_verb_is_tried(app: Flask) -> None:
+    """The tests below press each of the acts on an invoice, and there is no other verb."""
+    (rule,) = [rule.rule for rule in app.url_map.iter_rules() if "verb" in rule.arguments]
+    assert f"<any({', '.join(VERBS)}):verb>" in rule
+    assert {f"{ONE}/{verb}" for verb in (*VERBS, "recount", "preview")} <= set(changes(app))
+
+
+def test_only_deliveries_and_events_change_anything_elsewhere(app: Flask, tmp_path: Path) -> None:
+    """Outside /ops two routes take more than a read: each has its own login and its own tests."""
+    webhook = ("/webhooks/<platform>", "POST")
+    assert writing_routes(app) == {webhook}
+    file = {
+        "platforms": {"billforward": {"base_url": "http://127.0.0.1:1/v1"}},
+        "journal": {"url": f"sqlite:///{tmp_path}/journal.db"},
+        "usage_sources": {"meter": {"kind": "meter", "url": f"sqlite:///{tmp_path}/usage.db"}},
+        "events": {"source": "meter"},
+    }
+    secrets = ("WEBHOOK__PASSWORD", "PLATFORMS__BILLFORWARD__TOKEN", "EVENTS__TOKEN")
+    environ = {f"RECONCILER__{name}": f"{name}-of-tests" for name in secrets}
+    assert writing_routes(create_app(config_of(file, environ))) == {webhook, ("/events", "POST")}
+
+
+def writing_routes(app: Flask) -> set[tuple[str, str]]:
+    """Return every route outside /ops with each method of it that is not a read."""
+    return {
+        (rule.rule, method)
+        for rule in app.url_map.iter_rules()
+        if not rule.rule.startswith("/ops/")
+        for method in (rule.methods or set()) - {"GET", "HEAD", "OPTIONS"}
+    }
 
 
 def test_every_page_asks_for_a_login(app: Flask) -> None:
@@ -193,7 +229,7 @@ def test_guessing_is_slowed_down(app: Flask) -> None:
 def test_the_throttle_forgets() -> None:
     """Failures count for five minutes, and what is kept has a bound."""
     now = 1000.0
-    throttle = Throttle(lambda: now)
+    throttle = Throttle(is_shared=lambda _: False, clock=lambda: now)
     for _ in range(5):
         throttle.failed("10.0.0.1", "ana")
     assert throttle.is_closed("10.0.0.1", "ana")
@@ -351,6 +387,14 @@ def test_without_a_login_only_this_machine_asks(
     assert answer.status_code == status
 
 
+def test_without_a_login_http_1_0_is_refused(journal_url: str) -> None:
+    """A proxy on this machine that adds no header and rewrites the Host often speaks it."""
+    client = ops_app(journal_url, ops={"enabled": True}).test_client()
+    for version, status in (("HTTP/1.1", 200), ("HTTP/1.0", 403)):
+        answer = client.get("/ops/", environ_overrides={"SERVER_PROTOCOL": version})
+        assert answer.status_code == status
+
+
 def test_open_pages_listen_on_loopback_only() -> None:
     """Beyond it, the configuration is refused unless somebody has to log in."""
     open_pages = {"enabled": True}
@@ -371,7 +415,8 @@ def test_open_pages_listen_on_loopback_only() -> None:
         ({"users": {"ana": {"role": "reader", "pasword": "x"}}}, "password"),
         ({"users": {"ana": {"role": "reader", "password": "x"}}}, "must not stand in the file"),
         ({"users": {"a b": {"role": "reader"}}}, "ops.users"),
-        ({"proxy_user_header": "X-User"}, "trusted_proxies go together"),
+        ({"proxy_user_header": "X-User"}, "proxy_user_header needs trusted_proxies"),
+        ({"trusted_proxies": ["10.0.0.1"]}, "trusted_proxies needs [ops.users]"),
         ({"proxy_user_header": "X-User", "trusted_proxies": ["10.0.0.0/99"]}, "not an address"),
         ({"proxy_role_header": "X-Role"}, "needs proxy_user_header"),
         ({"session_key": "x" * 40}, "must not stand in the file"),

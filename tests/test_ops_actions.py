@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 from builders import LEASE, NOW, delivery
 from flask import Flask
-from ops_builders import Browser, Filler, fill, journal_of, key_of, logged_in, ops_app
+from ops_builders import ORIGIN, Browser, Filler, fill, journal_of, key_of, logged_in, ops_app
 from redis import Redis
 from sandbox_builders import february_invoice
 
@@ -256,6 +259,12 @@ def _desk(app: Flask, redis_url: str) -> Desk:
     return Desk(journal=journal_of(app), doorbell=doorbell, now=lambda: datetime.now(UTC))
 
 
+@pytest.fixture(name="bulks")
+def _bulks(app: Flask, desk: Desk) -> Bulks:
+    """The bulk runs of the application, as another of its processes has them."""
+    return Bulks(desk, app.extensions["ops_session_key"])
+
+
 def many_held(journal: SqlJournal, number: int) -> None:
     """Hold so many more invoices."""
     filler = Filler(journal, NOW)
@@ -263,24 +272,32 @@ def many_held(journal: SqlJournal, number: int) -> None:
         filler.hold(key_of(0x1000 + one), "many", NOW)
 
 
-def a_bulk(desk: Desk, total: int) -> Bulk:
+def a_bulk(total: int) -> Bulk:
     """Ask for the release of those that `many_held` held."""
     return Bulk(
         id=new_id(),
         verb="release",
         params={"because": "many", "state": ["held"]},
         asked=Asked("ana", "r"),
-        as_of=desk.now(),
+        as_of=datetime.now(UTC),
         total=total,
     )
 
 
+def ended(bulk: Bulk) -> None:
+    """Wait until no thread of this process is at it."""
+    for thread in threading.enumerate():
+        if thread.name == f"bulk-{bulk.id}":
+            thread.join(60)
+            assert not thread.is_alive()
+
+
 def test_a_bulk_run_stops_and_goes_on(
-    app: Flask, browser: Browser, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    app: Flask, browser: Browser, bulks: Bulks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop ends it after the step it is at; going on does the rest, and nothing twice."""
     many_held(journal_of(app), 60)
-    bulk = a_bulk(desk, 60)
+    bulk = a_bulk(60)
     stopped: list[str] = []
 
     def slow(desk: Desk, key: InvoiceKey, asked: Asked) -> str:
@@ -289,11 +306,9 @@ def test_a_bulk_run_stops_and_goes_on(
         return release(desk, key, asked)
 
     monkeypatch.setattr(bulk_runs, "VERBS", {"release": slow})
-    Bulks(desk).begin(bulk)
-    text = finished(browser, f"/ops/bulk/{bulk.id}")
-    deadline = time.monotonic() + 10
-    while "<dt>Done</dt><dd>20</dd>" not in text and time.monotonic() < deadline:
-        text = browser.get(f"/ops/bulk/{bulk.id}").text
+    bulks.begin(bulk)
+    ended(bulk)
+    text = browser.get(f"/ops/bulk/{bulk.id}").text
     assert "<dt>State</dt><dd>stopped</dd>" in text
     assert "<dt>Done</dt><dd>20</dd>" in text
     assert stopped == ["303"]
@@ -305,50 +320,163 @@ def test_a_bulk_run_stops_and_goes_on(
         assert history is not None
         kinds = [entry.kind for entry in history.entries]
         assert kinds.count(EntryKind.RELEASED) == 1
+    told = f"r (60 invoices, because=many&state=held, run {bulk.id})"
+    assert [(act.by, act.verb, act.reason) for act in journal_of(app).acts()] == [
+        ("ana", "go on with bulk release", told),
+        ("ana", "stop bulk release", told),
+        ("ana", "bulk release", told),
+    ]
 
 
-def test_a_bulk_run_goes_through_the_list_once(app: Flask, browser: Browser, desk: Desk) -> None:
-    """Invoices that a replay leaves in the filter are each replayed once, step by step."""
+def test_a_bulk_run_goes_through_the_list_once(
+    app: Flask, browser: Browser, bulks: Bulks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a replay leaves in the filter is replayed once, step by step; nothing is counted."""
     many_held(journal_of(app), 45)
-    bulk = replace(a_bulk(desk, 45), verb="replay")
-    Bulks(desk).begin(bulk)
+    bulk = replace(a_bulk(45), verb="replay")
+    monkeypatch.setattr("worker.journal.search._count", None)  # to count is a crash from now on
+    bulks.begin(bulk)
     text = finished(browser, f"/ops/bulk/{bulk.id}")
     assert "<dt>Done</dt><dd>45</dd>" in text
     assert "left alone</dt><dd>0</dd>" in text
 
 
+def a_failed_bulk(bulks: Bulks, total: int) -> Bulk:
+    """Begin one as ana whose first act fails."""
+
+    def broken(*_: object) -> str:
+        raise JournalUnavailable("the journal is full")
+
+    bulk = a_bulk(total)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bulk_runs, "VERBS", {"release": broken})
+        bulks.begin(bulk)
+        ended(bulk)
+    return bulk
+
+
+def key_in_redis(bulk: Bulk) -> str:
+    """Name the hash of a bulk run."""
+    return f"reconciler:bulk:{bulk.id}"
+
+
+def kept(redis: Redis, bulk: Bulk) -> dict[bytes, bytes]:
+    """Read the hash of a bulk run."""
+    return cast(dict[bytes, bytes], redis.hgetall(key_in_redis(bulk)))
+
+
+@pytest.fixture(name="redis")
+def _redis(redis_url: str) -> Iterator[Redis]:
+    with Redis.from_url(redis_url) as redis:
+        yield redis
+
+
 def test_a_bulk_run_whose_process_died_is_said(
-    app: Flask, browser: Browser, desk: Desk, redis_url: str
+    app: Flask, browser: Browser, bulks: Bulks, redis: Redis
 ) -> None:
     """It is shown as interrupted, and another process goes on where it was."""
     many_held(journal_of(app), 5)
-    bulk = a_bulk(desk, 5)
-    dead = {"verb": "release", "params": '{"because": "many", "state": ["held"]}', "by": "ana"}
-    dead |= {"reason": "r", "as_of": bulk.as_of.isoformat(), "total": "5", "state": "running"}
-    dead |= {"beat_at": (desk.now() - timedelta(minutes=5)).isoformat(), "runner": "gone"}
-    with Redis.from_url(redis_url) as redis:
-        for name, text in dead.items():
-            redis.hset(f"reconciler:bulk:{bulk.id}", name, text)
+    bulk = a_failed_bulk(bulks, 5)
+    silent_since = (datetime.now(UTC) - timedelta(minutes=5)).isoformat()
+    for name, text in {"state": "running", "beat_at": silent_since}.items():
+        redis.hset(key_in_redis(bulk), name, text)
     assert "interrupted" in browser.get(f"/ops/bulk/{bulk.id}").text
     browser.post(f"/ops/bulk/{bulk.id}/continue", {})
     assert "<dt>Done</dt><dd>5</dd>" in finished(browser, f"/ops/bulk/{bulk.id}")
 
 
-def test_a_bulk_run_that_fails_says_why(
-    app: Flask, browser: Browser, desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bulk_run_that_fails_says_why(app: Flask, browser: Browser, bulks: Bulks) -> None:
     """A journal that is gone ends it with the reason, and it can go on later."""
     many_held(journal_of(app), 3)
-
-    def broken(*_: object) -> str:
-        raise JournalUnavailable("the journal is full")
-
-    monkeypatch.setattr(bulk_runs, "VERBS", {"release": broken})
-    bulk = a_bulk(desk, 3)
-    Bulks(desk).begin(bulk)
-    text = finished(browser, f"/ops/bulk/{bulk.id}")
+    text = browser.get(f"/ops/bulk/{a_failed_bulk(bulks, 3).id}").text
     assert "<dt>State</dt><dd>failed</dd>" in text
     assert "the journal is full" in text
+
+
+def test_who_goes_on_with_a_bulk_run_answers_for_it(journal_url: str, redis_url: str) -> None:
+    """The rest is done in the name of the person who pressed, with the first one's reason."""
+    users = {"ana": {"role": "operator"}, "rob": {"role": "operator"}}
+    app = ops_app(journal_url, redis_url, {"enabled": True, "users": users})
+    journal, rob = journal_of(app), logged_in(app, "rob")
+    many_held(journal, 3)
+    key = app.extensions["ops_session_key"]
+    doorbell = Doorbell(redis_url, "reconcile")
+    desk = Desk(journal=journal, doorbell=doorbell, now=lambda: datetime.now(UTC))
+    bulk = a_failed_bulk(Bulks(desk, key), 3)
+    assert "By ana: r" in rob.get(f"/ops/bulk/{bulk.id}").text
+    assert rob.post(f"/ops/bulk/{bulk.id}/continue", {}).status_code == 303
+    assert "By rob: r" in finished(rob, f"/ops/bulk/{bulk.id}")
+    for one in range(3):
+        history = journal.history(key_of(0x1000 + one))
+        assert history is not None
+        assert history.entries[-1].kind is EntryKind.RELEASED
+        assert history.entries[-1].data == {"by": "rob", "reason": "r"}
+    done = [(act.by, act.verb) for act in journal.acts()]
+    assert done == [("rob", "go on with bulk release"), ("ana", "bulk release")]
+
+
+def test_a_bulk_run_that_was_changed_in_redis_is_not_believed(
+    browser: Browser, desk: Desk, bulks: Bulks, redis: Redis
+) -> None:
+    """It is said that it cannot be read, whoever looks or presses; nothing is acted on."""
+    many_held(journal := journal_of(browser.client.application), 3)
+    bulk, other = a_failed_bulk(bulks, 3), a_failed_bulk(bulks, 3)
+    whole = kept(redis, bulk)
+    body, _, mark = whole[b"signed"].rpartition(b".")
+    strangers = Bulks(desk, b"another key of 32 characters or more")
+    elsewhere = a_failed_bulk(strangers, 3)
+    old = {b"verb": b"release", b"params": b"{}", b"by": b"ana", b"reason": b"r", b"total": b"3"}
+    damages: list[dict[bytes, bytes]] = [
+        *({**whole, b"signed": text} for text in (b"", b"x", b"\xff", body, body + b"A." + mark)),
+        {**whole, b"signed": kept(redis, other)[b"signed"]},
+        {**whole, b"signed": kept(redis, elsewhere)[b"signed"]},
+        *({**whole, b"state": text} for text in (b"", b"odd")),
+        *({**whole, b"done": text} for text in (b"", b"x", b"-1", b"9" * 4300)),
+        *(
+            {**whole, b"after": text}
+            for text in (b"", b"nowhere", b"0001-01-01T00:00:00+14:00 p i")
+        ),
+        *({**whole, b"beat_at": text} for text in (b"", b"now", b"2026-01-01T00:00:00")),
+        *({n: t for n, t in whole.items() if n != gone} for gone in (b"signed", b"state")),
+        {**old, b"state": b"stopped", b"as_of": b"2026-01-01T00:00:00+00:00"},
+    ]
+    token, url = browser.token("/ops/"), f"/ops/bulk/{bulk.id}"
+    for damage in damages:
+        redis.delete(key_in_redis(bulk))
+        for name, text in damage.items():
+            redis.hset(key_in_redis(bulk), name, text)
+        answers = [browser.get(url)]
+        for press in ("stop", "continue"):
+            form = {"csrf": token}
+            answers.append(browser.client.post(f"{url}/{press}", data=form, headers=ORIGIN))
+        for answer in answers:
+            assert (answer.status_code, "cannot be read" in answer.text) == (409, True), damage
+    assert {state_of(journal, key_of(0x1000 + one)) for one in range(3)} == {State.HELD}
+    assert {act.verb for act in journal.acts()} == {"bulk release"}
+
+
+@pytest.mark.parametrize("forged", ["nothing", "another run's", "an earlier one"])
+def test_a_bulk_run_that_is_changed_on_its_way_ends(
+    app: Flask, bulks: Bulks, redis: Redis, monkeypatch: pytest.MonkeyPatch, forged: str
+) -> None:
+    """Its thread makes no further step, whatever was put in the place of what was asked for."""
+    many_held(journal_of(app), 40)
+    bulk, other = a_failed_bulk(bulks, 40), a_failed_bulk(bulks, 40)
+    texts = {
+        "nothing": b"",
+        "another run's": kept(redis, other)[b"signed"],
+        "an earlier one": kept(redis, bulk)[b"signed"],
+    }
+
+    def robbed(desk: Desk, key: InvoiceKey, asked: Asked) -> str:
+        redis.hset(key_in_redis(bulk), "signed", texts[forged])
+        return release(desk, key, asked)
+
+    monkeypatch.setattr(bulk_runs, "VERBS", {"release": robbed})
+    bulks.go_on(bulk, "rob")
+    ended(bulk)
+    states = [state_of(journal_of(app), key_of(0x1000 + one)) for one in range(40)]
+    assert (states.count(State.DUE), states.count(State.HELD)) == (20, 20)
 
 
 def test_a_bulk_run_without_redis_is_refused(journal_url: str) -> None:
@@ -359,6 +487,7 @@ def test_a_bulk_run_without_redis_is_refused(journal_url: str) -> None:
     form = bulk_form(browser, "/ops/bulk?verb=release&state=held")
     answer = browser.post("/ops/bulk", form)
     assert (answer.status_code, "Redis at" in answer.text) == (503, True)
+    assert journal_of(app).acts() == []
     assert state_of(journal_of(app), key_of(0x20)) is State.HELD
 
 
@@ -373,7 +502,7 @@ SQL = {
 
 
 def test_a_recount_shows_the_difference(journal_url: str, tmp_path: Path) -> None:
-    """What was billed, what the source says now, and by how much they differ; nothing changes."""
+    """What was billed, what its source says now, the difference; only the record grows."""
     with closing(sqlite3.connect(tmp_path / "usage.db")) as db, db:
         db.execute("CREATE TABLE usage (subject TEXT, metric TEXT, at TEXT)")
         rows = [("SUB-1", "text_message", f"2015-11-{day:02}T12:00:00Z") for day in range(3, 10)]
@@ -383,17 +512,20 @@ def test_a_recount_shows_the_difference(journal_url: str, tmp_path: Path) -> Non
     fill(journal_of(app), datetime.now(UTC))
     browser, key = logged_in(app), key_of(1)
     before = journal_of(app).history(key)
-    answer = browser.post(f"{page_of(key)}/recount", {})
+    answer = browser.post(f"{page_of(key)}/recount", WHY)
     assert answer.status_code == 200
     assert '<td class="number">105</td>' in answer.text
     assert '<td class="number">7</td><td class="number bad">-98</td>' in answer.text
-    assert journal_of(app).history(key) == before
-    assert browser.post(f"{page_of(key_of(0x20))}/recount", {}).status_code == 409
+    after = journal_of(app).history(key)
+    assert before is not None
+    assert after is not None
+    assert after == replace(before, entries=(*before.entries, after.entries[-1]))
+    assert browser.post(f"{page_of(key_of(0x20))}/recount", WHY).status_code == 409
 
 
 def test_a_recount_without_its_source_says_so(browser: Browser) -> None:
     """A source that is not configured any more is a line in the table, not a crash."""
-    text = browser.post(f"{page_of(key_of(1))}/recount", {}).text
+    text = browser.post(f"{page_of(key_of(1))}/recount", WHY).text
     assert "no usage source &#34;events&#34; any more" in text
 
 
@@ -404,7 +536,9 @@ def test_a_preview_prices_and_writes_nothing(
     subscription = "SUB-00000000-0000-4000-8000-00000001"
     with closing(sqlite3.connect(tmp_path / "usage.db")) as db, db:
         db.execute("CREATE TABLE usage (subject TEXT, metric TEXT, at TEXT)")
-        rows = [(subscription, "texts", f"2026-01-01T00:00:{n:02}Z") for n in range(7)]
+        rows = [
+            (subscription, "texts", f"2026-01-01T00:{n // 60:02}:{n % 60:02}Z") for n in range(105)
+        ]
         db.executemany("INSERT INTO usage VALUES (?, ?, ?)", rows)
     body = february_invoice(1, subscriptionID=subscription, notify=False)
     key = InvoiceKey("billforward", sandbox.control.put_invoice(**body)["id"])
@@ -419,10 +553,15 @@ def test_a_preview_prices_and_writes_nothing(
     browser = logged_in(app)
     answer = browser.post(f"{page_of(key)}/preview", {})
     assert answer.status_code == 200
-    assert "Text messages 0" in answer.text
-    assert "would be" in answer.text
+    (row,) = re.findall(r"<tr><td>Text messages 0</td>.*?</tr>", answer.text)
+    assert re.findall(r'<td class="number">(.*?)</td>', row) == ["0", "105", "0.00", "0.10"]
+    assert "Total 0.00 USD, would be 0.10. Nothing was written." in answer.text
     sent = [one for one in sandbox.control.record().requests if one["method"] != "GET"]
-    assert all("dryRun" in str(one) or "dry" in str(one).lower() for one in sent)
+    assert [(one["path"], one["body"]["dryRun"]) for one in sent] == [
+        ("/v1/charges/recalculate", True)
+    ]
+    (charge,) = sandbox.control.invoice(key.invoice_id)["charges"]
+    assert (charge["pricingComponentValue"], charge["amount"]) == (0, 0)
     history = journal_of(app).history(key)
     assert history is not None
     assert len(history.entries) == 1

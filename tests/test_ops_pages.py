@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from rq.serializers import JSONSerializer
 from webhook_app import create_app
 from worker.domain import InvoiceKey, Span
 from worker.doorbell import Doorbell
+from worker.ops import lists
 from worker.ops.lists import cell
 from worker.ops.shown import columns, length, share
 from worker.overviews import Hour
@@ -54,12 +56,40 @@ def test_the_overview_counts(browser: Browser) -> None:
     text = browser.get("/ops/").text
     assert "<strong>5</strong> held" in text
     assert "<strong>1</strong> parked" in text
-    assert "<strong>2</strong> waiting" in text
+    assert "<strong>1</strong> due now" in text
+    assert "<strong>1</strong> waiting" in text
     assert key_of(0x32).invoice_id in text
     assert "A component has no source" in text
     assert "Map the component under components in the config" in text
     assert f'href="{LIST}?cause=unmapped_component">2</a>' in text
     assert text.count('<rect class="issued"') == 24
+
+
+def test_the_chart_is_as_tall_as_its_numbers(journal_url: str) -> None:
+    """The fullest hour fills the chart, the others stand to it as their numbers; none is no bar."""
+    app, now = ops_app(journal_url), datetime.now(UTC)
+    filler = Filler(journal_of(app), now)
+    for number in range(4):
+        filler.issue(
+            key_of(number), now - timedelta(hours=3), 5, span=Span("S", str(number), MONTH)
+        )
+    filler.issue(key_of(4), now - timedelta(hours=5), 5)
+    for number in (5, 6):
+        filler.hold(key_of(number), "no", now - timedelta(hours=5))
+    text = logged_in(app).get("/ops/").text
+    found = re.findall(
+        r"<title>\S+ UTC: (\d+) issued, (\d+) held</title>.*?"
+        r'class="issued"[^>]* y="(\d+)"[^>]* height="(\d+)".*?'
+        r'class="held"[^>]* y="(\d+)"[^>]* height="(\d+)"',
+        text,
+        re.DOTALL,
+    )
+    bars = [tuple(map(int, one)) for one in found]
+    full, quarter = (4, 0, 0, 100, 100, 0), (1, 2, 75, 25, 50, 50)
+    empty = (0, 0, 100, 0, 100, 0)
+    assert [bar for bar in bars if bar != empty] == [quarter, full]
+    assert len(bars) == 24
+    assert bars.index(full) - bars.index(quarter) == 2
 
 
 def test_the_overview_without_redis(browser: Browser) -> None:
@@ -113,7 +143,12 @@ def test_a_journal_that_does_not_answer_is_said(
         ("component=Text+messages&since=2015-11-02&until=2015-11-30", {1, 2, 0x33}),
         ("state=issued&until=2015-09-15", {3, 4}),
         ("state=issued&until=2015-11-02", {1, 2, 3, 4}),  # the day itself is meant too
+        ("platform=billforward&state=held", {0x20, 0x21, 0x22, 0x23, 0x24}),
+        ("platform=stripe", set()),
+        ("subscription=SUB-1&state=issued", {1, 2, 3, 4}),
         ("subscription=SUB-404", set()),
+        ("account=ACC-1&state=waiting", {0x30}),
+        ("account=ACC", set()),  # an id is compared as a whole
     ],
 )
 def test_the_list_is_filtered(browser: Browser, query: str, expected: set[int]) -> None:
@@ -166,6 +201,20 @@ def test_the_exports_hold_what_the_list_shows(browser: Browser) -> None:
     assert [one["id"] for one in found] == [key_of(n).invoice_id for n in (4, 3, 2, 1)]
     assert found[0]["components"] == ["Text messages"]
     assert json.loads(browser.get(f"{LIST}.json?text=nothing").text) == []
+
+
+def test_an_export_is_read_while_it_is_sent(
+    app: Flask, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is counted, and between two pages the journal is free for whoever writes."""
+    monkeypatch.setattr(lists, "_EXPORT_PAGE", 5)
+    monkeypatch.setattr("worker.journal.search._count", None)  # to count is a crash from now on
+    for kind in ("csv", "json"):
+        parts = browser.client.get(f"{LIST}.{kind}").iter_encoded()
+        sent = next(parts)
+        late = key_of(0x50 if kind == "csv" else 0x51)
+        Filler(journal_of(app), NOW).deliver(late, datetime.now(UTC))
+        assert late.invoice_id in (sent + b"".join(parts)).decode()
 
 
 @pytest.mark.parametrize(
@@ -237,15 +286,29 @@ def test_a_changed_record_is_shown_as_broken(
     assert '<span class="bad">broken</span>' in text
 
 
-def test_an_entry_of_another_shape_is_shown(app: Flask, browser: Browser) -> None:
+@pytest.mark.parametrize(
+    "kind", [EntryKind.DELIVERED, EntryKind.RECOUNTED, EntryKind.ISSUE_INTENT, EntryKind.CLAIMED]
+)
+def test_an_entry_of_another_shape_is_shown(app: Flask, browser: Browser, kind: EntryKind) -> None:
     """What was changed behind the program's back, or by another version, leaves the page whole."""
     journal = journal_of(app)
     claim = Filler(journal, NOW).claim(key_of(0x35), datetime.now(UTC))
-    odd = Entry(kind=EntryKind.CHARGE_INTENT, at=NOW, data={"odd": "shape"})
+    odd = Entry(kind=kind, at=NOW, data={"odd": "shape"})
     journal.append(claim, [odd], datetime.now(UTC))
     text = browser.get(page_of(key_of(0x35))).text
     assert "has not the shape of its kind" in text
     assert "&#34;odd&#34;: &#34;shape&#34;" in text
+
+
+def test_acts_on_many_are_told(app: Flask, browser: Browser) -> None:
+    """A pause says of what; a bulk run names a platform only where it was of one."""
+    for verb, platform in (("pause", ""), ("bulk release", ""), ("bulk replay", "billforward")):
+        journal_of(app).record_act(
+            Act(at=NOW, by="ana", verb=verb, reason="why", platform=platform)
+        )
+    text = browser.get("/ops/").text
+    for told in ("pause every platform: why", "bulk release: why", "bulk replay billforward: why"):
+        assert f"ana, {told}" in text
 
 
 def test_an_unknown_invoice_is_said(browser: Browser) -> None:
@@ -307,8 +370,8 @@ def test_the_sources_are_asked_on_demand(journal_url: str, tmp_path: Path) -> No
     browser = logged_in(app)
     text = browser.get("/ops/sources").text
     assert text.count("not asked") == 2
-    assert "2015-12-02 13:00:00 UTC" in text  # when it counted for an issued invoice
-    assert "none of the last 20 issued" in text
+    assert "5 h 0 min ago" in text  # when it counted for an observed invoice
+    assert "none for the last 20 counted invoices" in text
     text = browser.post("/ops/sources", {}).text
     assert "answers</span> in 0.0" in text
     assert "behind" in text

@@ -84,8 +84,10 @@ def test_before_counted_and_amount_are_shown(place: Path, sandbox: RunningSandbo
     result = run("preview", key)
     assert result.exit_code == 0, result.output
     head, line, total = result.stdout.splitlines()
-    assert head.split() == ["component", "before", "counted", "amount"]
-    assert line.split() == ["Text", "messages", "0", "0", "105", "0.10"]
+    assert head.split() == ["component", "before", "amount", "before", "counted", "amount"]
+    assert line.split() == ["Text", "messages", "0", "0", "0.00", "105", "0.10"]
+    assert len(head) == len(line)
+    assert result.stderr == ""  # nobody looks: there is no progress to show
     assert total == "total 0.00 USD, would be 0.10; nothing was written"
     assert sandbox.control.invoice(key) == before
     assert writes(sandbox) == []

@@ -174,6 +174,38 @@ def test_a_rung_invoice_is_reconciled_by_a_worker_process(
     assert doorbell.failed() == []
 
 
+def test_in_observe_mode_the_whole_program_only_reads(
+    environ: Mapping[str, str], journal: SqliteJournal, doorbell: Doorbell, sandbox: RunningSandbox
+) -> None:
+    """Sweep and worker count and price; the platform sees no write, and no acknowledgement."""
+    put_invoice(sandbox)
+    before = sandbox.control.invoice(INV)
+    journal.record_delivery(delivery(owes_ack=True), NOW)
+    observing = {
+        **environ,
+        "RECONCILER__RULES__MODE": "observe",
+        "RECONCILER__PLATFORMS__BILLFORWARD__ACKNOWLEDGE": "true",
+    }
+    command = [sys.executable, "-m", "worker", "sweep", "--once"]
+    subprocess.run(command, env=observing, check=True, timeout=60)
+    assert doorbell.queue.get_job_ids() == [job_id_of(KEY)]
+    work_off(observing)
+    assert state_of(journal) == (State.OBSERVED, "would bill 0.10 USD; the mode is observe")
+    history = journal.history(KEY)
+    assert history is not None
+    (charge,) = history.entries[-1].data["charges"]
+    assert (charge["quantity_before"], charge["quantity"], charge["amount"]) == ("0", "105", "0.10")
+    assert sandbox.control.invoice(INV) == before
+    assert before["state"] == "Pending"
+    sent = sandbox.control.record().requests
+    writes = [(one["path"], one["body"]["dryRun"]) for one in sent if one["method"] != "GET"]
+    assert writes == [("/v1/charges/recalculate", True)]
+    paths = [one["path"] for one in sent]
+    assert "/v1/invoices/state/Pending" in paths  # the sweep has looked
+    assert [path for path in paths if "/ack/" in path] == []
+    assert journal.acks_owed("billforward") == [delivery().id]
+
+
 def test_a_held_invoice_is_seen_in_the_failed_registry_in_one_line(
     environ: Mapping[str, str], journal: SqliteJournal, doorbell: Doorbell, sandbox: RunningSandbox
 ) -> None:
@@ -189,8 +221,9 @@ def test_a_held_invoice_is_seen_in_the_failed_registry_in_one_line(
     latest = job.latest_result()
     assert latest is not None
     assert latest.exc_string is not None
-    assert latest.exc_string.startswith('Held: component "Fax ‹b›pages‹/b›" has no source. Map it')
-    assert "\n" not in latest.exc_string.strip()
+    assert latest.exc_string == (
+        'Held: component "Fax ‹b›pages‹/b›" has no source. Map it in config, then requeue.'
+    )
     assert "Traceback" not in logged
     assert sandbox.control.record().sent("POST") == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -23,6 +24,7 @@ SEEN = {
     "state": "Pending",
     "type": "Subscription",
     "version": 1,
+    "pending": True,
     "total": "5.00",
     "currency": "USD",
 }
@@ -273,3 +275,43 @@ def test_a_statement_that_answered_many_charges_is_told_once(journal: SqliteJour
     text = story_text(history_of(journal))
     assert text.count("query: count") == 1
     assert text.count("source and query: as above") == 2
+
+
+def recounted(component: str, difference: int | None, fault: str = "") -> dict[str, Any]:
+    """Make what the record keeps of one charge that was counted again."""
+    return {"component": component, "difference": difference, "fault": fault}
+
+
+@pytest.mark.parametrize(
+    ("charges", "told"),
+    [
+        ([recounted("Calls", 0)], "no difference"),
+        ([recounted("Calls", 2), recounted("Fax", 0), recounted("SMS", -3)], "Calls +2; SMS -3"),
+        ([recounted("Calls", None, "no\nanswer")], "Calls: no answer"),
+        ([recounted(f"C{n}", 1) for n in range(7)], "C0 +1; C1 +1; C2 +1; C3 +1; C4 +1; 2 more"),
+    ],
+)
+def test_a_recount_on_the_record_is_told(
+    journal: SqliteJournal, charges: list[dict[str, Any]], told: str
+) -> None:
+    """Who asked and why, and the first charges that differ, in one line."""
+    journal.record_delivery(delivery(), NOW)
+    data = {"by": "ann", "reason": "a dispute", "charges": charges}
+    assert journal.note(KEY, entry(EntryKind.RECOUNTED, 1, **data))
+    lines = story_text(history_of(journal)).splitlines()
+    assert lines[-1].endswith(f"recounted      by ann; a dispute; {told}")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EntryKind if kind is not EntryKind.COUNTED])
+@pytest.mark.parametrize("data", [{"odd": "shape"}, {"charges": 7}, {"charges": [{"odd": 1}]}])
+def test_an_entry_of_another_shape_leaves_the_story_whole(
+    journal: SqliteJournal, kind: EntryKind, data: dict[str, Any]
+) -> None:
+    """What another version wrote, or somebody changed, is told as that; all others are told."""
+    history = billed(journal)
+    odd = replace(history, entries=(*history.entries, Entry(kind=kind, at=NOW, data=data)))
+    told, whole = story_text(odd).splitlines(), story_text(history).splitlines()
+    assert told[-len(odd.entries) : -1] == whole[-len(history.entries) :]
+    assert kind.value in told[-1]
+    assert "Text messages: 105 (was 0)" in "\n".join(told)
+    assert story_json(odd)["entries"][-1]["data"] == data

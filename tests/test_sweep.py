@@ -12,7 +12,7 @@ from builders import KEY, MINUTE, NOW, delivery, other_key
 from builders import invoice as an_invoice
 from fakes import FakeClock, FakePlatform, lost
 
-from worker.domain import InvoiceKey, InvoiceState
+from worker.domain import InvoiceKey, InvoiceState, Mode
 from worker.doorbell import Doorbell
 from worker.errors import PlatformRefused, PlatformUnavailable, QueueUnavailable
 from worker.journal.sqlite import SqliteJournal
@@ -86,6 +86,17 @@ def test_pending_invoices_that_nobody_told_of_are_found_page_by_page(sweep: Swee
     assert set(doorbell_of(sweep).rung) == {other_key(n) for n in range(5)}
 
 
+def test_the_first_round_looks_though_the_clock_runs_on(sweep: Sweep) -> None:
+    """A clock that tells a later time each time it is asked keeps no round from looking."""
+    clock = clock_of(sweep)
+
+    def running() -> datetime:
+        clock.advance(seconds=0.000001)
+        return clock()
+
+    assert replace(sweep, now=running).round().found == 4
+
+
 def test_known_and_issued_invoices_are_not_found_again(sweep: Sweep) -> None:
     """What a delivery told of, and what is not pending, is left alone."""
     sweep.journal.record_delivery(delivery(invoice_id=other_key(0).invoice_id), NOW)
@@ -127,6 +138,17 @@ def test_what_is_owed_is_acknowledged_once(sweep: Sweep) -> None:
     assert sweep.round().acknowledged == 0
     acks = [step for step in platform_of(sweep).steps if step.startswith("ack")]
     assert acks == ["ack NOT-1", "ack NOT-2"]
+
+
+def test_in_observe_mode_acknowledgements_stay_owed(sweep: Sweep) -> None:
+    """The platform is told nothing until the mode is write; then it is told all of it, once."""
+    owing(sweep, "NOT-1", "NOT-2")
+    observing = replace(sweep, mode=Mode.OBSERVE)
+    assert observing.round().acknowledged == 0
+    assert set(platform_of(sweep).steps) == {"pending"}
+    assert sweep.journal.acks_owed("billforward") == ["NOT-1", "NOT-2"]
+    assert sweep.round().acknowledged == 2
+    assert sweep.journal.acks_owed("billforward") == []
 
 
 def test_an_acknowledgement_without_an_answer_is_owed_still(sweep: Sweep) -> None:

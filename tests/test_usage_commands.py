@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import sqlite3
 from contextlib import closing
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from worker.cli import main
 from worker.journal.sqlite import SqliteJournal
+from worker.record import EntryKind
 
 CONFIG = """
 [platforms.billforward]
@@ -144,6 +146,28 @@ def test_a_recount_that_differs_needs_a_person(place: Path) -> None:
     (told,) = json.loads(run("recount", INV, "--json").stdout)
     assert (told["billed"], told["recounted"], told["difference"]) == (105, 2, -103)
     assert (place / "journal.db").read_bytes() == before
+
+
+def test_a_recount_with_a_reason_is_on_the_record(place: Path) -> None:
+    """Who had it counted again, why, and each number, also with what came late; no number moves."""
+    billed(place, 105)
+    result = run("recount", INV, "--late-too", "--reason", "the customer asked", "--json")
+    assert result.exit_code == 3
+    with closing(SqliteJournal(place / "journal.db")) as journal:
+        history = journal.history(KEY)
+        assert journal.verify(KEY) is None
+    assert history is not None
+    last = history.entries[-1]
+    assert last.kind is EntryKind.RECOUNTED
+    assert last.data == {
+        "by": getpass.getuser(),
+        "reason": "the customer asked",
+        "late_too": True,
+        "charges": json.loads(result.stdout),
+    }
+    assert [tally.quantity for tally in history.tallies] == [105]
+    story = run("show", INV).stdout
+    assert f"by {getpass.getuser()}; the customer asked; Text messages -103" in story
 
 
 def test_a_recount_without_its_source_says_so(place: Path) -> None:

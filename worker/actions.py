@@ -6,15 +6,19 @@ whether it changes anything. ActRefused says why it did not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from worker.domain import InvoiceKey
 from worker.doorbell import Doorbell
 from worker.errors import QueueUnavailable, ReconcilerError
 from worker.ports import Journal
-from worker.record import Act, Entry, EntryKind, State
+from worker.record import Act, Entry, EntryKind, State, one_line
+from worker.recount import Recount, recount_json
+
+_MOST_REASON = 500
 
 
 class ActRefused(ReconcilerError):
@@ -37,13 +41,24 @@ class Desk:
     doorbell: Doorbell
     now: Callable[[], datetime]
 
-    def entry(self, kind: EntryKind, asked: Asked) -> Entry:
-        """Make the entry that keeps an act."""
-        return Entry(kind=kind, at=self.now(), data={"by": asked.by, "reason": asked.reason})
+    def entry(self, kind: EntryKind, asked: Asked, **found: Any) -> Entry:
+        """Make the entry that keeps an act, with what it found, JSON-ready."""
+        data = {"by": asked.by, "reason": asked.reason, **found}
+        return Entry(kind=kind, at=self.now(), data=data)
 
     def act(self, verb: str, platform: str, asked: Asked) -> Act:
         """Make the record of what concerns no single invoice."""
         return Act(at=self.now(), by=asked.by, verb=verb, reason=asked.reason, platform=platform)
+
+
+def reason_of(text: str) -> str:
+    """Return a reason as the record keeps it; ValueError: it is empty or too long."""
+    reason = one_line(text).strip()
+    if not reason:
+        raise ValueError("Write the reason: it goes into the record.")
+    if len(reason) > _MOST_REASON:
+        raise ValueError(f"The reason may have {_MOST_REASON} characters at most.")
+    return reason
 
 
 def replay(desk: Desk, key: InvoiceKey, asked: Asked, *, recount: bool = False) -> str:
@@ -88,6 +103,15 @@ def close(desk: Desk, key: InvoiceKey, asked: Asked) -> None:
         raise ActRefused("a worker is at it; try again later")
 
 
+def recounted(
+    desk: Desk, key: InvoiceKey, asked: Asked, results: Sequence[Recount], *, late_too: bool = False
+) -> None:
+    """Record who had an invoice counted again, and by how much it differs; nothing else changes."""
+    found = {"late_too": late_too, "charges": [recount_json(result) for result in results]}
+    if not desk.journal.note(key, desk.entry(EntryKind.RECOUNTED, asked, **found)):
+        raise _unknown(key)
+
+
 def pause(desk: Desk, platform: str, asked: Asked) -> Act:
     """Let no worker begin on a platform ("": on any); return the pause that stands."""
     act = desk.act("pause", platform, asked)
@@ -95,11 +119,13 @@ def pause(desk: Desk, platform: str, asked: Asked) -> Act:
     return desk.journal.paused().get(platform, act)  # another may have resumed it meanwhile
 
 
-def resume(desk: Desk, platform: str, asked: Asked) -> None:
-    """Undo a pause; the next sweep rings for everything that is due."""
-    if not desk.journal.resume(desk.act("resume", platform, asked)):
+def resume(desk: Desk, platform: str, asked: Asked) -> Act:
+    """Undo a pause, and return the act; the next sweep rings for everything that is due."""
+    act = desk.act("resume", platform, asked)
+    if not desk.journal.resume(act):
         standing = ", ".join(map(named, desk.journal.paused())) or "nothing"
         raise ActRefused(f"{named(platform)} was not paused; paused is {standing}")
+    return act
 
 
 def named(platform: str) -> str:
@@ -109,7 +135,11 @@ def named(platform: str) -> str:
 
 def _demand_known(desk: Desk, key: InvoiceKey) -> None:
     if key not in desk.journal.known([key]):
-        raise ActRefused(f"{key.invoice_id} is not in the journal")
+        raise _unknown(key)
+
+
+def _unknown(key: InvoiceKey) -> ActRefused:
+    return ActRefused(f"{key.invoice_id} is not in the journal")
 
 
 def _ring(desk: Desk, key: InvoiceKey) -> str:

@@ -39,6 +39,16 @@ _TABLE: tuple[tuple[str, Cause], ...] = (
         ),
     ),
     (
+        r"entry \d+ of \S+ cannot be read",
+        Cause(
+            key="unreadable_record",
+            title="The journal's record cannot be read",
+            mend="Let reconciler journal verify name what is broken, and restore it from a backup"
+            " as docs/journal.md says; then replay. Where it cannot be restored, settle the invoice"
+            " on the platform and close it here.",
+        ),
+    ),
+    (
         r'component ".*?" has no source',
         Cause(
             key="unmapped_component",

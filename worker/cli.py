@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 from worker.config import Config
 from worker.demo.run import STATE_FOLDER, run_demo
-from worker.doctor import examine
+from worker.doctor import Finding, examine
 from worker.doorbell import Doorbell
 from worker.errors import ConfigError, ReconcilerError
 from worker.events_commands import events
@@ -42,6 +43,7 @@ from worker.sweep import Sweep, sweep_until
 from worker.usage_commands import count, recount
 from worker.wiring import CONFIG_VARIABLE, configured, open_notices, open_service, utc_now
 
+_SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 _READING = ("list", "show", "journal")  # the commands that may look into the demo's journal
 
 
@@ -69,7 +71,7 @@ class _Commands(click.Group):
     "--config",
     "config_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help=f"The TOML file.  [env: {CONFIG_VARIABLE}; default: config.toml]",
+    help=f"The configuration, a TOML file.  [env: {CONFIG_VARIABLE}; default: config.toml]",
 )
 @click.version_option(package_name="invoice-reconciler")
 @click.pass_context
@@ -97,15 +99,21 @@ def main(ctx: click.Context, config_file: Path | None) -> None:
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@as_json
 def demo(as_json: bool) -> None:
-    """Run the main job for real: embedded Redis, a BillForward sandbox, webhook and worker."""
+    """Run the main job for real, with nothing to set up.
+
+    Starts an embedded Redis, a BillForward sandbox, webhook and worker, and ends them.
+    """
     sys.exit(run_demo(as_json=as_json))
 
 
 @main.command()
 def serve() -> None:
-    """Receive notifications (gunicorn, threads)."""
+    """Receive the platforms' notifications over HTTP.
+
+    Runs gunicorn at the address, and with the processes and threads, of the config's [webhook].
+    """
     config = _ready_config()
     open_journal(config.journal.url).close()  # a clear word now, not from gunicorn's workers
     webhook = config.webhook
@@ -121,7 +129,11 @@ def serve() -> None:
 @main.command()
 @click.option("--burst", is_flag=True, help="Stop when the queue is empty.")
 def work(burst: bool) -> None:
-    """Reconcile invoices as they ring; start one process per invoice to be worked on at a time."""
+    """Reconcile invoices as they ring.
+
+    A process works on one invoice at a time: start as many as the platform takes. Asked to end,
+    one leaves its invoice after the current step, for another to go on with.
+    """
     config = _ready_config()
     _doorbell(config).check()
     open_journal(config.journal.url).close()
@@ -131,7 +143,11 @@ def work(burst: bool) -> None:
 @main.command(name="sweep")
 @click.option("--once", is_flag=True, help="Sweep once and stop.")
 def sweep_command(once: bool) -> None:
-    """Ring for whatever is due, find pending invoices nobody told of, acknowledge, send notices."""
+    """Ring for what is due, and find what was lost.
+
+    Every interval it rings for each due invoice, looks for pending invoices that nobody told of,
+    acknowledges notifications and sends notices. One is enough; several are harmless.
+    """
     config = _ready_config()
     service = open_service(config)
     sweep = Sweep(
@@ -141,6 +157,7 @@ def sweep_command(once: bool) -> None:
         now=utc_now,
         find_every=timedelta(seconds=config.sweep.find_pending_seconds),
         find_pages=config.sweep.find_pending_pages,
+        mode=config.rules.mode,
         numbers=service.measures.numbers,
     )
     notices = open_notices(service)
@@ -172,18 +189,39 @@ for command in (
 @main.command()
 @as_json
 def doctor(as_json: bool) -> None:
-    """Check config, journal, Redis, platforms and sources, and say how to mend each."""
-    findings = list(examine())
+    """Look at everything, and say how to mend what is wrong.
+
+    At config, secrets, journal, Redis, queue, workers, sweep, clocks, platforms and sources. Ends
+    with 3 while anything is wrong.
+    """
+    findings = []
+    for finding in examine():  # told one by one: each look may take its time
+        findings.append(finding)
+        if not as_json:
+            _tell(finding)
     if as_json:
         print_json([dataclasses.asdict(finding) for finding in findings])
-    else:
-        for finding in findings:
-            mark = "ok  " if finding.well else "BAD "
-            click.echo(f"{mark}{finding.subject}: {finding.told}")
-            if not finding.well:
-                click.echo(f"    mend: {finding.mend}")
     if not all(finding.well for finding in findings):
         sys.exit(NEEDS_ATTENTION)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(list(_SHELLS)))
+def completion(shell: str) -> None:
+    """Print the script that completes what is typed, by Tab.
+
+    \b
+    bash   in ~/.bashrc:                  source <(reconciler completion bash)
+    zsh    in ~/.zshrc, after compinit:   source <(reconciler completion zsh)
+    fish   once:  reconciler completion fish > ~/.config/fish/completions/reconciler.fish
+    """  # noqa: D301  click reads the backspace itself
+    click.echo(_SHELLS[shell](main, {}, "reconciler", "_RECONCILER_COMPLETE").source())
+
+
+def _tell(finding: Finding) -> None:
+    click.echo(f"{'ok  ' if finding.well else 'BAD '}{finding.subject}: {finding.told}")
+    if not finding.well:
+        click.echo(f"    mend: {finding.mend}")
 
 
 def _ready_config() -> Config:

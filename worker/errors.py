@@ -13,7 +13,8 @@
     ├── PermanentError            trying again cannot help; a person must look
     │   ├── PlatformRefused           the platform understood the request and said no
     │   ├── PlatformAnswerInvalid     the platform's answer cannot be what it claims to be
-    │   └── SourceInvalid             a source answered something that is not a count
+    │   ├── SourceInvalid             a source answered something that is not a count
+    │   └── RecordInvalid             the journal's record of an invoice cannot be read
     ├── DeliveryRejected          a webhook request is not a notification we can read
     ├── ConfigError               the configuration is wrong; carries every complaint at once
     ├── LeaseLost                 another worker owns the invoice now; stop before the next write
@@ -76,6 +77,10 @@ class PlatformAnswerInvalid(PermanentError):
 
 class SourceInvalid(PermanentError):
     """A usage source answered, and the answer is not a usable count."""
+
+
+class RecordInvalid(PermanentError):
+    """An entry of an invoice cannot be read: it was changed, or another version wrote it."""
 
 
 class DeliveryRejected(ReconcilerError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from worker.bookmarks import Bookmark
 from worker.event_files import SUFFIXES, FileFormat, Record, format_of, records
 from worker.invoice_commands import NEEDS_ATTENTION
 from worker.metering import CAME_BEFORE, EventStore, Verdict
+from worker.progress import progress
 from worker.wiring import configured, open_event_store
 
 _BATCH = 5_000
@@ -61,7 +60,7 @@ def events() -> None:
     "--format",
     "kind",
     type=click.Choice(["csv", "jsonl"]),
-    help="Default: by the name's end (.csv, .jsonl, .ndjson).",
+    help="Default: by the end of the file's name (.csv, .jsonl, .ndjson).",
 )
 @click.option(
     "--state",
@@ -69,7 +68,7 @@ def events() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("state/imports"),
     show_default=True,
-    help="Where it is written down how far a file was read.",
+    help="The folder that keeps how far each file was read.",
 )
 def import_command(path: Path, kind: FileFormat | None, state_folder: Path) -> None:
     """Store the events of a CSV file or of JSON lines, each once.
@@ -87,7 +86,8 @@ def import_command(path: Path, kind: FileFormat | None, state_folder: Path) -> N
         bookmark = Bookmark(state_folder, path, file, f"{kind} {store.place}")
         if bookmark.offset:
             _check(store, list(_last_batch(file, kind, bookmark)), bookmark, totals)
-        with _progress(path.stat().st_size, bookmark.offset) as advance:
+        size = path.stat().st_size
+        with progress("reading", size, bookmark.offset, in_bytes=True) as advance:
             whole = True
             for batch in _batches(records(file, kind, bookmark.offset)):
                 kept = _store(store, batch, totals)
@@ -167,12 +167,3 @@ def _garbage_seldom() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-@contextmanager
-def _progress(size: int, offset: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar where somebody is looking."""
-    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=size, completed=offset)
-        yield lambda done: bar.update(task, completed=done)

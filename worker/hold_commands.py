@@ -11,17 +11,22 @@ from worker import actions
 from worker.actions import Asked, Desk
 from worker.domain import InvoiceKey, utc_text
 from worker.invoice_commands import (
+    Reason,
+    as_json,
     invoice_argument,
     invoice_key,
     open_desk,
     platform_option,
+    print_json,
     refusable,
+    tell_done,
     user,
 )
 from worker.journal import open_journal
+from worker.record import Act
 from worker.wiring import configured
 
-_reason = click.option("--reason", required=True, help="Why; goes into the record.")
+_reason = click.option("--reason", type=Reason(), required=True, help="Why; goes into the record.")
 _platform = click.option("--platform", default="", help="Only this one. Default: all of them.")
 
 
@@ -29,56 +34,80 @@ _platform = click.option("--platform", default="", help="Only this one. Default:
 @invoice_argument
 @platform_option
 @_reason
-def hold(invoice_id: str, platform: str | None, reason: str) -> None:
-    """Hold an invoice back: nothing is done for it, whatever is notified, until its release."""
-    key, _ = _done(invoice_id, platform, lambda desk, key: actions.park(desk, key, _asked(reason)))
-    click.echo(f"{key}: parked")
+@as_json
+def hold(invoice_id: str, platform: str | None, reason: str, *, as_json: bool) -> None:
+    """Hold an invoice back. Nothing is done for it, whatever is notified, until its release."""
+
+    def act(desk: Desk, key: InvoiceKey) -> None:
+        actions.park(desk, key, _asked(reason))
+        tell_done("hold", desk.journal, key, "parked", as_json=as_json)
+
+    _do(invoice_id, platform, act)
 
 
 @click.command()
 @invoice_argument
 @platform_option
 @_reason
-def release(invoice_id: str, platform: str | None, reason: str) -> None:
-    """Let a parked or held invoice go: it is worked on at once, with all its attempts."""
-    key, warning = _done(
-        invoice_id, platform, lambda desk, key: actions.release(desk, key, _asked(reason))
-    )
-    if warning:
-        click.echo(warning, err=True)
-    click.echo(f"{key}: released")
+@as_json
+def release(invoice_id: str, platform: str | None, reason: str, *, as_json: bool) -> None:
+    """Let a parked or held invoice go. It is worked on at once, with all its attempts."""
+
+    def act(desk: Desk, key: InvoiceKey) -> None:
+        if warning := actions.release(desk, key, _asked(reason)):
+            click.echo(warning, err=True)
+        tell_done("release", desk.journal, key, "released", as_json=as_json)
+
+    _do(invoice_id, platform, act)
 
 
 @click.command()
 @_platform
 @_reason
-def pause(platform: str, reason: str) -> None:
+@as_json
+def pause(platform: str, reason: str, *, as_json: bool) -> None:
     """Let no worker begin with an invoice; what one is at, it ends. Notifications are taken."""
     with closing(open_journal(configured().journal.url)) as journal:
         desk = open_desk(configured(), journal)
         since = actions.pause(desk, _checked(platform), _asked(reason))
-    click.echo(f"{actions.named(platform)} paused since {utc_text(since.at)} by {since.by}")
+    told = f"{actions.named(platform)} paused since {utc_text(since.at)} by {since.by}"
+    _tell(since, told, as_json=as_json)
 
 
 @click.command()
 @_platform
 @_reason
-def resume(platform: str, reason: str) -> None:
+@as_json
+def resume(platform: str, reason: str, *, as_json: bool) -> None:
     """Undo a pause; the next sweep rings for everything that is due."""
     with closing(open_journal(configured().journal.url)) as journal:
         desk = open_desk(configured(), journal)
-        refusable(lambda: actions.resume(desk, _checked(platform), _asked(reason)))
-    click.echo(f"{actions.named(platform)} resumed")
+        act = refusable(lambda: actions.resume(desk, _checked(platform), _asked(reason)))
+    _tell(act, f"{actions.named(platform)} resumed", as_json=as_json)
 
 
-def _done(
-    invoice_id: str, platform: str | None, act: Callable[[Desk, InvoiceKey], str | None]
-) -> tuple[InvoiceKey, str | None]:
-    """Do an act to the invoice that is meant; return it, and the act's warning."""
+def _do(invoice_id: str, platform: str | None, act: Callable[[Desk, InvoiceKey], None]) -> None:
+    """Do an act to the invoice that is meant."""
     config = configured()
     with closing(open_journal(config.journal.url)) as journal:
         key = invoice_key(config, journal, invoice_id, platform)
-        return key, refusable(lambda: act(open_desk(config, journal), key))
+        refusable(lambda: act(open_desk(config, journal), key))
+
+
+def _tell(act: Act, told: str, *, as_json: bool) -> None:
+    """Say what stands now; as JSON with null for every platform."""
+    if not as_json:
+        click.echo(told)
+        return
+    print_json(
+        {
+            "act": act.verb,
+            "platform": act.platform or None,
+            "by": act.by,
+            "reason": act.reason,
+            "at": utc_text(act.at),
+        }
+    )
 
 
 def _asked(reason: str) -> Asked:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from flask import Request
 
 from worker.sections import is_loopback
 
-# What proxies add: a request that came through one is nobody's of this machine.
+# What proxies add: a request that came through one is nobody's of this machine. Those that add
+# nothing often speak HTTP/1.0 to what is behind them, which no browser does.
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")
 
 
@@ -58,6 +61,26 @@ def asked_host(incoming: Request) -> str:
 
 def is_from_here(incoming: Request) -> bool:
     """Tell a client of this machine from others, and from those behind a proxy on it."""
-    passed_on = any(name in incoming.headers for name in _FORWARDED)
+    old = incoming.environ.get("SERVER_PROTOCOL") == "HTTP/1.0"
+    passed_on = old or any(name in incoming.headers for name in _FORWARDED)
     here = is_loopback(incoming.remote_addr or "") and is_loopback(asked_host(incoming))
     return here and not passed_on
+
+
+def client_address(incoming: Request, trusts: Callable[[str], bool]) -> str:
+    """Return who asks: the peer, or whom trusted proxies name; theirs, where they name nobody.
+
+    Each proxy adds at the right; what stands left of an address that is not trusted is anybody's.
+    """
+    passed = incoming.headers.get("X-Forwarded-For", "").split(",")
+    address = incoming.remote_addr or ""
+    while passed and trusts(address) and _is_address(passed[-1].strip()):
+        address = passed.pop().strip()
+    return address
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(ip_address(text))
+    except ValueError:
+        return False

@@ -25,7 +25,8 @@ from worker.errors import ReconcilerError
 from worker.journal import open_journal
 from worker.overviews import Filter, Listed, listed_json
 from worker.ports import Journal
-from worker.record import InvoiceRow, State
+from worker.progress import progress
+from worker.record import History, InvoiceRow, State
 from worker.story import row_json, story_json, story_text
 from worker.wiring import configured, open_platforms, utc_now
 
@@ -53,6 +54,19 @@ class Moment(click.ParamType):  # type: ignore[type-arg]
         if moment.tzinfo is None:
             self.fail(f"{value!r} has no zone; write Z or an offset such as +02:00 behind it")
         return moment
+
+
+class Reason(click.ParamType):  # type: ignore[type-arg]
+    """Why somebody does something, as the record keeps it."""
+
+    name = "text"
+
+    def convert(self, value: Any, _param: Any, _ctx: Any) -> str:
+        """Read it; one that says nothing is wrong use."""
+        try:
+            return actions.reason_of(value)
+        except ValueError as error:
+            self.fail(str(error))
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -83,7 +97,7 @@ platform_option = click.option("--platform", help="Needed where several know the
 )
 @as_json
 def list_command(limit: int, as_json: bool, states: Sequence[str], **wanted: Any) -> None:
-    """List invoices, oldest first; of several options, all must hold.
+    """List invoices, oldest first. Of several options, all must hold.
 
     \b
     reconciler list --state held --component "Fax pages"
@@ -159,7 +173,7 @@ def show(invoice_id: str, platform: str | None, as_json: bool) -> None:
 @click.command()
 @invoice_argument
 @platform_option
-@click.option("--reason", default="", help="Why; goes into the invoice's record.")
+@click.option("--reason", type=Reason(), help="Why, for the record; needed with --recount.")
 @click.option("--recount", is_flag=True, help="Count anew; only while nothing was written.")
 @click.option(
     "--wait",
@@ -170,34 +184,45 @@ def show(invoice_id: str, platform: str | None, as_json: bool) -> None:
 )
 @as_json
 def replay(
-    invoice_id: str, platform: str | None, reason: str, recount: bool, wait: float, as_json: bool
+    invoice_id: str,
+    platform: str | None,
+    reason: str | None,
+    recount: bool,
+    wait: float,
+    as_json: bool,
 ) -> None:
-    """Run one invoice again, through the same job; safe from every state, any number of times."""
+    """Run one invoice again. Safe from every state, any number of times."""
+    if recount and reason is None:
+        raise click.UsageError("--recount gives up what was counted: say why with --reason")
+    asked = Asked(user(), reason or "replayed by hand")
     config = configured()
     journal = open_journal(config.journal.url)
     key = invoice_key(config, journal, invoice_id, platform)
     _demand_known(config, journal, key)
     warning = refusable(
-        lambda: actions.replay(
-            open_desk(config, journal), key, Asked(user(), reason), recount=recount
-        )
+        lambda: actions.replay(open_desk(config, journal), key, asked, recount=recount)
     )
     if warning:
         click.echo(warning, err=True)
-    _tell(_settled(journal, key, wait), wait, as_json=as_json)
+    with progress("waiting for a worker", None, shown=not as_json):
+        row = _settled(journal, key, wait)
+    _tell(row, wait, as_json=as_json)
 
 
 @click.command()
 @invoice_argument
 @platform_option
-@click.option("--reason", required=True, help="How it was settled; goes into its record.")
-def close(invoice_id: str, platform: str | None, reason: str) -> None:
-    """Record that you settled an invoice by hand on the platform; nothing more is done for it."""
+@click.option(
+    "--reason", type=Reason(), required=True, help="How it was settled; goes into its record."
+)
+@as_json
+def close(invoice_id: str, platform: str | None, reason: str, as_json: bool) -> None:
+    """Record that you settled an invoice by hand. Nothing more is done for it."""
     config = configured()
     journal = open_journal(config.journal.url)
     key = invoice_key(config, journal, invoice_id, platform)
     refusable(lambda: actions.close(open_desk(config, journal), key, Asked(user(), reason)))
-    click.echo(f"{key}: closed")
+    tell_done("close", journal, key, "closed", as_json=as_json)
 
 
 def open_desk(config: Config, journal: Journal) -> Desk:
@@ -212,6 +237,14 @@ def refusable(act: Callable[[], Answer]) -> Answer:
         return act()
     except ActRefused as refusal:
         raise click.ClickException(str(refusal)) from refusal
+
+
+def tell_done(verb: str, journal: Journal, key: InvoiceKey, done: str, *, as_json: bool) -> None:
+    """Say what was done to an invoice; as JSON with the journal's word on it now."""
+    if not as_json:
+        click.echo(f"{key}: {done}")
+        return
+    print_json({"act": verb, **row_json(_known(journal, key).row)})
 
 
 def print_json(value: Any) -> None:
@@ -260,12 +293,17 @@ def _settled(journal: Journal, key: InvoiceKey, wait: float) -> InvoiceRow:
     """Return the invoice's row once a worker has settled it, or as it is after the wait."""
     deadline = time.monotonic() + wait
     while True:
-        history = journal.history(key)
-        if history is None:
-            raise ReconcilerError(f"{key} is not in the journal")
-        if not _is_open(history.row) or not time.monotonic() < deadline:
-            return history.row
+        row = _known(journal, key).row
+        if not _is_open(row) or not time.monotonic() < deadline:
+            return row
         time.sleep(_POLL_SECONDS)
+
+
+def _known(journal: Journal, key: InvoiceKey) -> History:
+    history = journal.history(key)
+    if history is None:
+        raise ReconcilerError(f"{key} is not in the journal")
+    return history
 
 
 def _is_open(row: InvoiceRow) -> bool:

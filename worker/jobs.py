@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars
@@ -16,8 +19,9 @@ from worker.errors import ConfigError, ReconcilerError
 from worker.logs import configure_logs
 from worker.metrics import DECISIONS, DUPLICATES, RUN_SECONDS
 from worker.outcomes import exhausted
+from worker.ports import Journal
 from worker.reconcile import hold, reconcile
-from worker.record import Outcome, State
+from worker.record import Claim, Entry, History, Outcome, State
 from worker.wiring import Service, config_path, configured, open_service, utc_now
 
 log = structlog.get_logger("worker")
@@ -67,8 +71,35 @@ def _outcome(service: Service, key: InvoiceKey, trace_id: str) -> Outcome | None
         )
         return hold(key, reason, owner=owner(), journal=service.journal, at=utc_now())
     ports = service.ports(key.platform, stop_requested.is_set)
+    ports = replace(ports, journal=cast(Journal, _AttemptTold(ports.journal)))
     rules = service.config.rules
     return reconcile(key, owner=owner(), ports=ports, rules=rules, trace_id=trace_id)
+
+
+class _AttemptTold:
+    """A run's journal; it puts the attempt on the log lines whenever the run learns of it.
+
+    The attempt is the journal's: how often the invoice failed in a row. A claim may change it, so
+    that only what is read after it is right.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journal, name)
+
+    def history(self, key: InvoiceKey) -> History | None:
+        """Read what there is, and bind the attempt."""
+        history = self._journal.history(key)
+        if history is not None:
+            bind_contextvars(attempt=history.row.attempt)
+        return history
+
+    def settle(self, claim: Claim, entries: Sequence[Entry], outcome: Outcome) -> None:
+        """Settle, and bind the attempt as it is from now on."""
+        self._journal.settle(claim, entries, outcome)
+        bind_contextvars(attempt=outcome.attempt)
 
 
 def _cause(outcome: Outcome) -> str:

@@ -31,7 +31,7 @@ def configure_logs(
         structlog.processors.JSONRenderer()
         if as_json
         else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+            colors=_coloured(),
             exception_formatter=structlog.dev.plain_traceback,
         )
     )
@@ -66,6 +66,12 @@ def configure_logs(
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def _coloured() -> bool:
+    """Tell whether standard error shows colours, and nobody forbade them."""
+    environ = os.environ
+    return sys.stderr.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
 def masked(text: str, secrets: Collection[str]) -> str:

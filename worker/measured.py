@@ -92,6 +92,17 @@ class MeasuredSource:
         """Ask the source."""
         self._source.check()
 
+    def close(self) -> None:
+        """Close the source, if it keeps something open."""
+        close_source(self._source)
+
+
+def close_source(source: UsageSource) -> None:
+    """Close a source, if it keeps something open; its next use opens it again."""
+    closing: Callable[[], None] | None = getattr(source, "close", None)
+    if closing is not None:
+        closing()
+
 
 class MeasuredStore:
     """A journal's `Store` whose commits are measured: from BEGIN until the change is durable."""

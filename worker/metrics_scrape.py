@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import structlog
 from prometheus_client import CollectorRegistry, generate_latest
@@ -24,14 +24,18 @@ from redis import RedisError
 from worker import __version__
 from worker.causes import CAUSES
 from worker.doorbell import Doorbell
-from worker.errors import ReconcilerError
+from worker.errors import QueueUnavailable, ReconcilerError
 from worker.metrics import families
+from worker.overdue import Overdue, most_overdue
 from worker.overviews import Overview
 from worker.ports import Journal
+from worker.pulse import Pulse, pulse
 
 _KEPT_SECONDS = 5.0
 _MOST_SECONDS = 3.0  # a scrape waits no longer for the journal
-_MOST_WORKERS = 10_000
+
+Answer = TypeVar("Answer")
+Standing = tuple[Overview, Overdue | None]
 
 log = structlog.get_logger("metrics")
 
@@ -45,10 +49,11 @@ class Scrape:
     doorbell: Doorbell
     platforms: Iterable[str]
     now: Callable[[], datetime]
-    _overview: Cached = field(init=False)
+    sweep_every: timedelta
+    _read: Cached[Standing] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._overview = Cached(lambda: self.journal.overview(self.now()))
+        self._read = Cached(self._stand)
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
@@ -66,53 +71,63 @@ class Scrape:
             "reconciler_build", "The program's version", value={"version": __version__}
         )
         yield from families(self.folder)
-        overview = self._overview.value()
+        standing = self._read.value()
         queue = list(self._queue())
         up = _gauge("reconciler_up", "Whether it answers: 1 or 0", "part")
-        up.add_metric(["journal"], float(overview is not None))
+        up.add_metric(["journal"], float(standing is not None))
         up.add_metric(["redis"], float(bool(queue)))
         yield up
         yield from queue
-        if overview is not None:
-            yield from _standing(overview, self.platforms)
+        if standing is not None:
+            yield from _standing(*standing, self.platforms)
+
+    def _stand(self) -> Standing:
+        now = self.now()
+        return self.journal.overview(now), most_overdue(self.journal, now)
 
     def _queue(self) -> Iterator[Metric]:
         """Look at the queue without RQ's own clean-up: a scrape changes nothing."""
         try:
-            jobs, workers = _jobs(self.doorbell), _workers(self.doorbell)
-        except RedisError as error:
+            jobs, alive = _jobs(self.doorbell), pulse(self.doorbell)
+        except (RedisError, QueueUnavailable) as error:
             log.debug("queue_not_read", reason=type(error).__name__)
             return
         name = self.doorbell.queue.name
         by_status = _gauge("rq_jobs", "RQ jobs by queue and status", "queue status")
         for status, number in jobs.items():
             by_status.add_metric([name, status], number)
+        yield by_status
+        workers = _workers(alive)
         by_state = _gauge("rq_workers", "RQ workers by state", "state queues")
         for state in sorted({"idle", "busy", *workers}):
             by_state.add_metric([state, name], workers[state])
-        yield by_status
         yield by_state
+        yield GaugeMetricFamily(
+            "reconciler_sweep_alive",
+            "Whether a sweep made its rounds of late, on whatever machine: 1 or 0",
+            value=float(alive.sweeps(self.now(), self.sweep_every)),
+        )
 
 
-class Cached:
-    """The overview of the journal, read at most every few seconds and never waited for long.
+class Cached(Generic[Answer]):
+    """What the journal tells, read at most every few seconds and never waited for long.
 
     A read that hangs is waited for by one thread, and no second one is begun beside it.
     """
 
     def __init__(
-        self, read: Callable[[], Overview], kept: float = _KEPT_SECONDS, most: float = _MOST_SECONDS
+        self, read: Callable[[], Answer], kept: float = _KEPT_SECONDS, most: float = _MOST_SECONDS
     ) -> None:
         self._read = read
         self._kept = kept
         self._most = most
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
-        self._reading: Future[Overview] | None = None
+        self._reading: Future[Answer] | None = None
         self._begun = 0.0
 
-    def value(self) -> Overview | None:
-        """Return the overview; None: the journal does not tell."""
+    def value(self) -> Answer | None:
+        """Return what was read; None: the journal does not tell."""
         with self._lock:
             now = time.monotonic()
             stale = self._reading is None or now - self._begun > self._kept
@@ -128,7 +143,9 @@ class Cached:
             return None
 
 
-def _standing(overview: Overview, platforms: Iterable[str]) -> Iterator[Metric]:
+def _standing(
+    overview: Overview, late: Overdue | None, platforms: Iterable[str]
+) -> Iterator[Metric]:
     """Tell how the invoices stand."""
     by_state = _gauge("reconciler_invoices", "Invoices by state", "state")
     for state, number in overview.by_state.items():
@@ -146,6 +163,11 @@ def _standing(overview: Overview, platforms: Iterable[str]) -> Iterator[Metric]:
         "reconciler_oldest_unissued_seconds",
         "Age of the oldest invoice that is not issued; 0: there is none",
         value=oldest.total_seconds() if oldest else 0,
+    )
+    yield GaugeMetricFamily(
+        "reconciler_overdue_seconds",
+        "How long an invoice is due and not taken by a worker, or held, at most; 0: none is",
+        value=max((overview.now - late.since).total_seconds(), 0) if late else 0,
     )
     paused = _gauge("reconciler_paused", "Whether a platform is paused: 1 or 0", "platform")
     for name in platforms:
@@ -171,17 +193,12 @@ def _jobs(doorbell: Doorbell) -> Mapping[str, int]:
     return dict(zip(("queued", *registries), cast(list[int], pipe.execute()), strict=True))
 
 
-def _workers(doorbell: Doorbell) -> Counter[str]:
+def _workers(alive: Pulse) -> Counter[str]:
     """Count the queue's workers by state; one that died is not there any more."""
-    keys = list(cast(set[bytes], doorbell.redis.smembers(f"rq:workers:{doorbell.queue.name}")))
-    pipe = doorbell.redis.pipeline(transaction=False)
-    for key in keys[:_MOST_WORKERS]:
-        pipe.hget(key.decode(errors="replace"), "state")
-    states = cast(list[bytes | None], pipe.execute())
-    return Counter(state.decode() for state in states if state is not None and state in _STATES)
+    return Counter(worker.state for worker in alive.workers if worker.state in _STATES)
 
 
-_STATES = (b"idle", b"busy", b"started", b"suspended")
+_STATES = ("idle", "busy", "started", "suspended")
 
 
 def _gauge(name: str, told: str, labels: str) -> GaugeMetricFamily:

@@ -8,15 +8,17 @@ fails a sweep; what could not be told is tried again after ten minutes.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Protocol
 
 import structlog
 
 from worker.causes import Cause
 from worker.domain import InvoiceKey, utc_text
-from worker.errors import ReconcilerError
+from worker.errors import ReconcilerError, RecordInvalid
 from worker.logs import masked
 from worker.metrics import NOTICES, Numbers
 from worker.overviews import Filter
@@ -30,8 +32,8 @@ _MOST_OLD = 1000  # counted; of more, the notice says so
 TOO_OLD = Cause(
     key="too_old",
     title="Not issued in time",
-    mend="Read what they wait for with reconciler list, and let reconciler doctor look at workers,"
-    " Redis, platform and sources. Mend what it names; nothing needs to be replayed.",
+    mend="Their time has come, and no worker takes them. Let reconciler doctor look at workers,"
+    " sweep, Redis and platform, and mend what it names; nothing needs to be replayed.",
 )
 
 log = structlog.get_logger("notices")
@@ -108,7 +110,7 @@ class Notices:
     channels: Sequence[Channel]
     now: Callable[[], datetime]
     every: timedelta  # between two notices of one cause
-    older_than: timedelta  # from then on an invoice that is not held is told of too
+    older_than: timedelta  # an invoice that is due for so long, and not taken, is told of too
     page_url: str = ""
     secrets: Collection[str] = field(default=(), repr=False)
     numbers: Numbers
@@ -159,28 +161,51 @@ class Notices:
             if page.invoices:  # it may have been replayed meanwhile
                 rows = [one.row for one in page.invoices]
                 yield self._notice(held.cause, rows, page.total, now)
-        working = (State.DUE, State.WAITING, State.RETRYING)
-        rows = [
-            row
-            for row in self.journal.invoices(working, _MOST_OLD)
-            if row.first_seen_at <= now - self.older_than
-        ]
-        if rows:
-            yield self._notice(TOO_OLD, rows, len(rows), now)
+        limit = now - self.older_than
+        late = self._late(now, limit)
+        readable = filter(None, map(self._row, late))
+        rows = list(islice((r for r in readable if _is_due(r, limit)), _MOST_NAMED))
+        if rows:  # they may have been taken meanwhile
+            yield self._notice(TOO_OLD, rows, len(late), now)
+
+    def _late(self, now: datetime, limit: datetime) -> Sequence[InvoiceKey]:
+        """Name what is due since the limit and nobody works on now, longest overdue first."""
+        late: list[InvoiceKey] = []
+        known = set(self.journal.due(limit, _MOST_OLD))  # all but those with a lease since then
+        for key in self.journal.due(now, _MOST_OLD):
+            if key not in known and (row := self._row(key)) and not _is_due(row, limit):
+                break  # so are all behind it
+            late.append(key)
+        return late
+
+    def _row(self, key: InvoiceKey) -> InvoiceRow | None:
+        """Read where an invoice stands; of an unreadable record, the worker that takes it tells."""
+        with suppress(RecordInvalid):
+            history = self.journal.history(key)
+            return history.row if history else None
+        return None
 
     def _notice(
         self, cause: Cause, rows: Sequence[InvoiceRow], count: int, now: datetime
     ) -> Notice:
+        due = cause is TOO_OLD
         return Notice(
             cause=cause,
             count=count,
-            at_least=cause is TOO_OLD and count == _MOST_OLD,
-            oldest_at=rows[0].first_seen_at,
+            at_least=due and count == _MOST_OLD,
+            oldest_at=(rows[0].due_at if due else None) or rows[0].first_seen_at,
             now=now,
-            first=tuple((row.key, masked(_told(row), self.secrets)) for row in rows[:_MOST_NAMED]),
+            first=tuple(
+                (row.key, masked(_due(row) if due else row.reason, self.secrets)) for row in rows
+            ),
             url=self.page_url,
         )
 
 
-def _told(row: InvoiceRow) -> str:
-    return row.reason or f"{row.state}"
+def _is_due(row: InvoiceRow, limit: datetime) -> bool:
+    return row.due_at is not None and row.due_at <= limit
+
+
+def _due(row: InvoiceRow) -> str:
+    since = f"due since {utc_text(row.due_at)}" if row.due_at else "due"
+    return f"{since}; the last: {row.reason}" if row.reason else since

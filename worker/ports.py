@@ -22,7 +22,7 @@ from worker.domain import (
     UsageQuery,
 )
 from worker.errors import ReconcilerError, Stopped
-from worker.overviews import Cursor, Filter, Overview, Page, PreviousTally
+from worker.overviews import Cursor, Filter, Listed, Overview, Page, PreviousTally
 from worker.record import (
     Act,
     BilledSpan,
@@ -228,6 +228,9 @@ class Journal(Protocol):
     def release(self, key: InvoiceKey, entry: Entry) -> bool:
         """Make a parked or held invoice due at once; False, and nothing changed: it is neither."""
 
+    def note(self, key: InvoiceKey, entry: Entry) -> bool:
+        """Add an entry to what is known of an invoice, and change nothing else; False: unknown."""
+
     def pause(self, act: Act) -> None:
         """Let nobody claim an invoice of the act's platform ("": any) until it is resumed."""
 
@@ -236,6 +239,9 @@ class Journal(Protocol):
 
     def paused(self) -> Mapping[str, Act]:
         """Return which platforms ("": all) are paused, and by whose act."""
+
+    def record_act(self, act: Act) -> None:
+        """Keep what a person did that changes no platform's pause."""
 
     def acts(self, limit: int = 1000) -> Sequence[Act]:
         """Return what people did to no single invoice, newest first."""
@@ -274,6 +280,12 @@ class Journal(Protocol):
         """Return a page of the invoices that a filter lets through, oldest or newest first.
 
         `after` is the page before's. Each invoice comes once, whatever is added meanwhile.
+        """
+
+    def listed(self, wanted: Filter, limit: int, after: Cursor | None = None) -> Sequence[Listed]:
+        """Return a page as `search` does, but count nothing: to go through all, page by page.
+
+        `after` is the last one's cursor. Fewer than the limit: these are the last.
         """
 
     def overview(self, now: datetime) -> Overview:

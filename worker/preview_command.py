@@ -21,6 +21,7 @@ from worker.invoice_commands import (
 from worker.journal import open_journal
 from worker.preview import Preview, preview_json
 from worker.previewing import previewed
+from worker.progress import progress
 from worker.wiring import configured, open_service
 
 
@@ -29,12 +30,13 @@ from worker.wiring import configured, open_service
 @platform_option
 @as_json
 def preview(invoice_id: str, platform: str | None, *, as_json: bool) -> None:
-    """Count an invoice's usage and show what it would be billed; nothing is written anywhere."""
+    """Count what an invoice would be billed, and show it. Nothing is written anywhere."""
     config = configured()
     with closing(open_journal(config.journal.url)) as journal:
         key = invoice_key(config, journal, invoice_id, platform)
         service = open_service(config, journal)
-        found = previewed(key, service.ports(key.platform, lambda: False), config.rules)
+        with progress("counting", None, shown=not as_json):
+            found = previewed(key, service.ports(key.platform, lambda: False), config.rules)
     if isinstance(found, Preview):
         if as_json:
             print_json(preview_json(found))
@@ -53,12 +55,16 @@ def preview(invoice_id: str, platform: str | None, *, as_json: bool) -> None:
 
 def _lines(found: Preview) -> Iterator[str]:
     width = max([len(charge.component) for charge in found.before], default=len("component"))
-    yield f"{'component':<{width}}  {'before':>14}  {'counted':>14}  {'amount':>14}"
+    yield _line("component", "before", "amount before", "counted", "amount", width=width)
     for before, after in zip(found.before, found.after, strict=True):
-        was, counted = _quantity(before), _quantity(after)
-        yield f"{before.component:<{width}}  {was:>14}  {counted:>14}  {after.amount:>14f}"
+        was, is_now = ((_quantity(one), f"{one.amount:f}") for one in (before, after))
+        yield _line(before.component, *was, *is_now, width=width)
     invoice = found.invoice
     yield f"total {invoice.total} {invoice.currency}, would be {found.total}; nothing was written"
+
+
+def _line(component: str, *cells: str, width: int) -> str:
+    return "  ".join([f"{component:<{width}}", *(f"{cell:>14}" for cell in cells)])
 
 
 def _quantity(charge: UsageCharge) -> str:

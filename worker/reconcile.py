@@ -42,6 +42,7 @@ from worker.errors import (
     OutcomeUnknown,
     PermanentError,
     ReconcilerError,
+    RecordInvalid,
     Stopped,
     TransientError,
 )
@@ -87,18 +88,31 @@ def reconcile(
     if claim is None:
         return None
     try:
-        return _Run(claim, ports, rules).outcome()
+        return _outcome(claim, ports, rules)
     except LeaseLost:
         return None
 
 
+def _outcome(claim: Claim, ports: Ports, rules: Rules) -> Outcome:
+    try:
+        run = _Run(claim, ports, rules)
+    except RecordInvalid as error:  # what was counted and written is unknown: nothing is begun
+        return _held(claim, str(error), ports.journal, ports.now())
+    return run.outcome()
+
+
 def hold(key: InvoiceKey, reason: str, *, owner: str, journal: Journal, at: datetime) -> Outcome:
     """Hold an invoice that nothing can be done for as things are configured."""
-    outcome = Outcome(state=State.HELD, reason=reason)
     claim = journal.claim(key, owner, at, _SHORT_LEASE)
-    if claim is not None:
-        entry = Entry(kind=EntryKind.HELD, at=at, data={"reason": outcome.reason})
-        journal.settle(claim, [entry], outcome)
+    if claim is None:
+        return Outcome(state=State.HELD, reason=reason)
+    return _held(claim, reason, journal, at)
+
+
+def _held(claim: Claim, reason: str, journal: Journal, at: datetime) -> Outcome:
+    outcome = Outcome(state=State.HELD, reason=reason)
+    entry = Entry(kind=EntryKind.HELD, at=at, data={"reason": outcome.reason})
+    journal.settle(claim, [entry], outcome)
     return outcome
 
 

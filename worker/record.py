@@ -38,6 +38,7 @@ class EntryKind(StrEnum):
     COUNTED = "counted"  # tallies frozen
     DISCARDED = "discarded"  # frozen tallies given up for a recount; nothing was written yet
     PREVIEWED = "previewed"  # what would be billed; nothing was written
+    RECOUNTED = "recounted"  # an operator had it counted again, with the reason; nothing changed
     CHARGE_INTENT = "charge_intent"  # about to write a quantity on a charge
     CHARGE_ANSWER = "charge_answer"  # what became of that
     ISSUE_INTENT = "issue_intent"  # about to issue

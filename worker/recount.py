@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import Any
 
 from worker.asking import counted
 from worker.counting import whole_units
-from worker.domain import FrozenTally, Tally
+from worker.domain import FrozenTally, Tally, utc_text
 from worker.errors import ReconcilerError
 from worker.ports import UsageSource
 
@@ -47,6 +48,23 @@ def recount(
             continue
         for tally in mine:
             yield _compared(tally, [a for a in answers if a.query == tally.query])
+
+
+def recount_json(result: Recount) -> dict[str, Any]:
+    """Return what was billed and what is counted now, JSON-ready."""
+    billed = result.billed
+    return {
+        "charge_id": billed.charge_id,
+        "component": billed.span.component,
+        "period_start": utc_text(billed.span.period.start),
+        "period_end": utc_text(billed.span.period.end),
+        "billed": billed.quantity,
+        "recounted": result.quantity,
+        "difference": result.difference,
+        "value_billed": str(billed.value),
+        "value_recounted": None if result.value is None else str(result.value),
+        "fault": result.fault,
+    }
 
 
 def _without_cut_off(tally: FrozenTally) -> FrozenTally:

@@ -22,6 +22,7 @@ from redis.connection import parse_url
 
 from worker.domain import Aggregation, Component, Mode, Rounding, Subject, UnknownSubject
 
+SHORTEST_KEY = 32  # characters, of what signs sessions
 _MOST_SECONDS = 10 * 365 * 24 * 60 * 60  # more would leave the calendar
 
 Seconds = Annotated[float, Field(ge=0, le=_MOST_SECONDS, allow_inf_nan=False)]
@@ -200,14 +201,16 @@ class OpsSection(_Section):
     @field_validator("session_key")
     @classmethod
     def _is_long(cls, key: str) -> str:
-        if key and len(key) < 32:
-            raise ValueError("must have 32 characters or more")
+        if key and len(key) < SHORTEST_KEY:
+            raise ValueError(f"must have {SHORTEST_KEY} characters or more")
         return key
 
     @model_validator(mode="after")
     def _is_whole(self) -> OpsSection:
-        if bool(self.proxy_user_header) != bool(self.trusted_proxies):
-            raise ValueError("proxy_user_header and trusted_proxies go together")
+        if self.proxy_user_header and not self.trusted_proxies:
+            raise ValueError("proxy_user_header needs trusted_proxies too")
+        if self.trusted_proxies and not self.has_login:
+            raise ValueError("trusted_proxies needs [ops.users] or proxy_user_header too")
         if self.proxy_role_header and not self.proxy_user_header:
             raise ValueError("proxy_role_header needs proxy_user_header too")
         return self
@@ -217,9 +220,18 @@ class OpsSection(_Section):
         """Tell whether anybody has to say who they are."""
         return bool(self.users or self.proxy_user_header)
 
+    def trusts(self, address: str) -> bool:
+        """Tell whether an address is of a proxy whose headers are believed."""
+        try:
+            found = ip_address(address)
+        except ValueError:
+            return False
+        meant = getattr(found, "ipv4_mapped", None) or found
+        return any(meant in network for network in self.trusted_networks)
+
     @cached_property
     def trusted_networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        """Return where a proxy's header is believed from."""
+        """Return where a proxy's headers are believed from."""
         return tuple(map(ip_network, self.trusted_proxies))
 
 

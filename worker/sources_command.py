@@ -22,7 +22,7 @@ _PACKAGE = "invoice-reconciler"
 @click.argument("kind", required=False)
 @as_json
 def sources(kind: str | None, *, as_json: bool) -> None:
-    """List the kinds of usage sources; with KIND, every setting of one.
+    """List the kinds of usage sources. With KIND, every setting of one.
 
     KIND is a name from the list, or your own as "package.module:Class".
     """

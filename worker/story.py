@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from worker.domain import FrozenTally, utc_text
-from worker.record import Entry, EntryKind, History, InvoiceRow
+from worker.record import Entry, EntryKind, History, InvoiceRow, one_line
+
+# What reading an entry raises whose data have another shape: another version's, or changed ones.
+_OTHER_SHAPE = (LookupError, TypeError, ValueError, AttributeError)
+_MOST_DIFFERENCES = 5
 
 
 def row_json(row: InvoiceRow) -> dict[str, Any]:
@@ -58,17 +63,19 @@ def story_text(history: History) -> str:
 def last_seen(history: History) -> dict[str, Any]:
     """Return what the platform last said of the invoice; empty when it was never fetched."""
     kinds = (EntryKind.FETCHED, EntryKind.ISSUED)
-    return next((e.data for e in reversed(history.entries) if e.kind in kinds), {})
+    seen = (e.data for e in reversed(history.entries) if e.kind in kinds)
+    return next((data for data in seen if isinstance(data, dict)), {})
 
 
 def charges_by_id(history: History) -> dict[str, dict[str, Any]]:
     """Return what the platform last answered for each usage charge."""
     charges: dict[str, dict[str, Any]] = {}
     for entry in history.entries:
-        if entry.kind is EntryKind.CHARGE_ANSWER and "error" not in entry.data:
-            charges[entry.data["charge_id"]] = entry.data
-        elif entry.kind is EntryKind.ISSUED:
-            charges |= {charge["charge_id"]: charge for charge in entry.data["charges"]}
+        with suppress(*_OTHER_SHAPE):
+            if entry.kind is EntryKind.CHARGE_ANSWER and "error" not in entry.data:
+                charges[entry.data["charge_id"]] = entry.data
+            elif entry.kind is EntryKind.ISSUED:
+                charges |= {charge["charge_id"]: charge for charge in entry.data["charges"]}
     return charges
 
 
@@ -145,6 +152,13 @@ def _happened(history: History) -> Iterator[str]:
 
 def told(entry: Entry, times: dict[str, int]) -> str:
     """Tell what an entry says, in a line; `times` says how often each delivery came."""
+    try:
+        return _told(entry, times)
+    except _OTHER_SHAPE:
+        return "has not the shape of its kind"
+
+
+def _told(entry: Entry, times: dict[str, int]) -> str:
     data = entry.data
     match entry.kind:
         case EntryKind.DELIVERED:
@@ -172,8 +186,32 @@ def told(entry: Entry, times: dict[str, int]) -> str:
             return f"by {data['owner']}, fencing number {data['fence']}"
         case EntryKind.ISSUE_INTENT:
             return f"into Unpaid, from version {data['version']}"
+        case EntryKind.RECOUNTED:
+            return f"{_plainly(data)}; {_differences(data['charges'])}"
         case _:
             return _plainly(data)
+
+
+def found_by(entry: Entry) -> str:
+    """Tell what a person's look at an invoice found; empty: the entry is of no look."""
+    if entry.kind is EntryKind.RECOUNTED:
+        with suppress(*_OTHER_SHAPE):
+            return _differences(entry.data["charges"])
+    return ""
+
+
+def _differences(charges: Sequence[dict[str, Any]]) -> str:
+    """Tell the first charges that a recount found otherwise than they were billed."""
+    found = [
+        f"{one['component']}: {one['fault']}"
+        if one["fault"]
+        else f"{one['component']} {one['difference']:+}"
+        for one in charges
+        if one["fault"] or one["difference"]
+    ]
+    more = len(found) - _MOST_DIFFERENCES
+    some = found[:_MOST_DIFFERENCES] + ([f"{more} more"] if more > 0 else [])
+    return one_line("; ".join(some)) or "no difference"
 
 
 def _plainly(data: dict[str, Any]) -> str:
@@ -194,7 +232,8 @@ def quantities_before(history: History) -> dict[str, str | None]:
     before: dict[str, str | None] = {}
     for entry in history.entries:
         if entry.kind is EntryKind.CHARGE_INTENT:
-            before.setdefault(entry.data["charge_id"], entry.data["from"])
+            with suppress(*_OTHER_SHAPE):
+                before.setdefault(entry.data["charge_id"], entry.data["from"])
     return before
 
 

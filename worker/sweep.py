@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from worker.domain import InvoiceKey
+from worker.domain import InvoiceKey, Mode
 from worker.doorbell import Doorbell
 from worker.errors import PermanentError, ReconcilerError, TransientError
 from worker.metrics import SWEEP_AT, SWEEP_FINDINGS, SWEEP_ROUNDS, Numbers
@@ -45,6 +45,7 @@ class Sweep:
     now: Callable[[], datetime]
     find_every: timedelta  # between two looks through a platform's pending invoices
     find_pages: int  # of pending invoices, in one round at most
+    mode: Mode = Mode.WRITE  # in observe, platforms are only read: acknowledgements stay owed
     numbers: Numbers = field(default_factory=Numbers)
     _offsets: dict[str, int] = field(default_factory=dict)
     _rests_until: dict[str, datetime] = field(default_factory=dict)
@@ -71,7 +72,8 @@ class Sweep:
             self.doorbell.ring(key)
         found = acknowledged = 0
         for name, platform in self.platforms.items():
-            acknowledged += self._acknowledge(name, platform)
+            if self.mode is Mode.WRITE:
+                acknowledged += self._acknowledge(name, platform)
             try:
                 found += self._find(name, platform)
             except (TransientError, PermanentError) as error:
@@ -83,7 +85,8 @@ class Sweep:
 
         Invoices that are issued meanwhile shift the pages; what that hides, the next look shows.
         """
-        if self.now() < self._rests_until.get(name, self.now()):
+        now = self.now()
+        if now < self._rests_until.get(name, now):
             return 0
         found = 0
         for _ in range(self.find_pages):
@@ -106,13 +109,14 @@ class Sweep:
         """Acknowledge what is owed; what the platform refuses for good is owed no more."""
         done = 0
         for delivery_id in self.journal.acks_owed(name):
+            told = log.bind(platform=name, delivery=delivery_id)
             try:
                 platform.acknowledge_delivery(delivery_id)
             except TransientError as error:
-                log.warning("not_acknowledged", delivery=delivery_id, reason=str(error))
+                told.warning("not_acknowledged", reason=str(error))
                 break
             except PermanentError as error:
-                log.warning("acknowledgement_refused", delivery=delivery_id, reason=str(error))
+                told.warning("acknowledgement_refused", reason=str(error))
             self.journal.acknowledged(name, delivery_id)
             done += 1
         return done

@@ -1,4 +1,4 @@
-"""`reconciler count|recount|sources`: what operators ask of usage sources."""
+"""`reconciler count|recount`: what operators ask of usage sources."""
 
 from __future__ import annotations
 
@@ -6,53 +6,62 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
-from typing import Any
 
 import click
 
+from worker import actions
+from worker.actions import Asked
 from worker.asking import counted
 from worker.config import Config
 from worker.counting import frozen_tally
-from worker.domain import Component, FrozenTally, Period, Tally, UsageQuery, utc_text
+from worker.domain import Component, FrozenTally, Period, Tally, UsageQuery
 from worker.errors import ConfigError
 from worker.invoice_commands import (
     NEEDS_ATTENTION,
     Moment,
+    Reason,
     as_json,
     invoice_argument,
     invoice_key,
+    open_desk,
     platform_option,
     print_json,
+    user,
 )
 from worker.journal import open_journal
 from worker.plugins import suggestion
 from worker.ports import UsageSource
-from worker.recount import Recount
+from worker.progress import progress
+from worker.recount import Recount, recount_json
 from worker.recount import recount as counted_again
 from worker.story import tally_json, tally_lines
 from worker.wiring import configured, open_sources
 
 
 @click.command()
-@click.option("--component", "name", required=True, help="A component of the config, by its name.")
-@click.option("--subject", required=True, help="Whose usage: the id that the source keys it by.")
+@click.option(
+    "--component", metavar="NAME", required=True, help="The component, as the config names it."
+)
+@click.option(
+    "--subject", metavar="ID", required=True, help="Whose usage: the id that the source keys it by."
+)
 @click.option("--from", "start", type=Moment(), required=True, help="The start, which counts.")
 @click.option("--to", "end", type=Moment(), required=True, help="The end, which does not count.")
 @as_json
-def count(name: str, subject: str, start: datetime, end: datetime, *, as_json: bool) -> None:
-    """Count one component's usage, without an invoice; nothing is written.
+def count(component: str, subject: str, start: datetime, end: datetime, *, as_json: bool) -> None:
+    """Count one component's usage, without an invoice. Nothing is written.
 
     \b
     reconciler count --component "Text messages" --subject SUB-… \\
         --from 2026-10-01 --to 2026-11-01
     """  # noqa: D301  click reads the backspace itself
     config = configured()
-    component = _component(config, name)
+    asked = _component(config, component)
     if end < start:
         raise click.UsageError("--to lies before --from")
-    query = component.query("", subject, Period(start, end))
-    tallies = counted(_sources(config), component.source, [query])
-    _tell_count(component, query, tallies, as_json=as_json)
+    query = asked.query("", subject, Period(start, end))
+    tallies = counted(_sources(config), asked.source, [query])
+    _tell_count(asked, query, tallies, as_json=as_json)
 
 
 def _sources(config: Config) -> dict[str, UsageSource]:
@@ -90,39 +99,39 @@ def _tell_count(
 @click.command()
 @invoice_argument
 @platform_option
-@click.option("--late-too", is_flag=True, help="With what came in after the count.")
+@click.option("--late-too", is_flag=True, help="Count also what came in after the first count.")
+@click.option("--reason", type=Reason(), help="Why; puts the recount into the invoice's record.")
 @as_json
-def recount(invoice_id: str, platform: str | None, *, late_too: bool, as_json: bool) -> None:
-    """Count again what an invoice was billed, and print the difference; nothing is written."""
+def recount(
+    invoice_id: str, platform: str | None, *, late_too: bool, reason: str | None, as_json: bool
+) -> None:
+    """Count again what was billed, and print the difference. Nothing is billed anew.
+
+    With --reason it is recorded, as on the pages; without, nothing is written. Ends with 3 when a
+    count differs or cannot be made.
+    """
     config = configured()
     with closing(open_journal(config.journal.url)) as journal:
-        history = journal.history(invoice_key(config, journal, invoice_id, platform))
-    if history is None or not history.tallies:
-        raise click.ClickException(f"{invoice_id}: nothing of it was counted yet")
-    results = list(counted_again(history.tallies, _sources(config), late_too=late_too))
+        key = invoice_key(config, journal, invoice_id, platform)
+        history = journal.history(key)
+        if history is None or not history.tallies:
+            raise click.ClickException(f"{invoice_id}: nothing of it was counted yet")
+        again = counted_again(history.tallies, _sources(config), late_too=late_too)
+        results: list[Recount] = []
+        with progress("counting", len(history.tallies), shown=not as_json) as advance:
+            for result in again:
+                results.append(result)
+                advance(len(results))
+        if reason is not None:
+            desk, asked = open_desk(config, journal), Asked(user(), reason)
+            actions.recounted(desk, key, asked, results, late_too=late_too)
     if as_json:
-        print_json([_as_json(result) for result in results])
+        print_json([recount_json(result) for result in results])
     else:
         for line in _table(results):
             click.echo(line)
     if any(result.fault or result.difference for result in results):
         sys.exit(NEEDS_ATTENTION)
-
-
-def _as_json(result: Recount) -> dict[str, Any]:
-    billed = result.billed
-    return {
-        "charge_id": billed.charge_id,
-        "component": billed.span.component,
-        "period_start": utc_text(billed.span.period.start),
-        "period_end": utc_text(billed.span.period.end),
-        "billed": billed.quantity,
-        "recounted": result.quantity,
-        "difference": result.difference,
-        "value_billed": str(billed.value),
-        "value_recounted": None if result.value is None else str(result.value),
-        "fault": result.fault,
-    }
 
 
 def _table(results: list[Recount]) -> Iterator[str]:

@@ -11,11 +11,16 @@ from pathlib import Path
 from worker.doctor.findings import MOST_NAMED, Finding, Look, Visit, named
 from worker.journal import journal_file, open_journal
 from worker.journal.sql import SqlJournal
+from worker.overdue import most_overdue
 from worker.overrides import dotted
 from worker.overviews import Filter, Listed, fact
 
 LEAST_FREE_BYTES = 500_000_000
 _LAST_INVOICES = 100
+_MEND = (
+    "held: `reconciler list --state held` tells the reasons; mend them, then"
+    " `reconciler replay INV-…`. Due: mend what is said of workers, sweep and Redis"
+)
 
 
 def looks(visit: Visit) -> list[Look]:
@@ -76,19 +81,17 @@ def _chains(journal: SqlJournal, last: Sequence[Listed]) -> Iterator[Finding]:
 
 
 def _waiting(visit: Visit, journal: SqlJournal) -> Iterator[Finding]:
-    """Tell of the oldest invoice that is not issued, once it is older than notices tell of."""
-    overview = journal.overview(visit.now())
+    """Tell what waits, and find what is due or held for longer than notices leave it."""
+    now = visit.now()
+    overview, late = journal.overview(now), most_overdue(journal, now)
     limit = timedelta(seconds=visit.config.notices.older_than_seconds)
     age = overview.oldest_unissued or timedelta(0)
-    held = ", ".join(f"{one.number} held: {one.cause.title}" for one in overview.held[:MOST_NAMED])
     oldest = f"the oldest unissued one waits for {_rough(age)}" if overview.oldest else "none waits"
-    yield Finding(
-        "invoices",
-        well=age <= limit,
-        told="; ".join(filter(None, (oldest, held))),
-        mend="`reconciler list --state held` tells the reasons; mend them, then"
-        " `reconciler replay INV-…`",
-    )
+    told = [f"{one.number} held: {one.cause.title}" for one in overview.held[:MOST_NAMED]]
+    well = late is None or now - late.since <= limit
+    if late is not None and not well:
+        told = [f"{late.row.key} for {_rough(now - late.since)}: {late.told}", *told]
+    yield Finding("invoices", well=well, told="; ".join([oldest, *told]), mend=_MEND)
 
 
 def _rough(age: timedelta) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
+from worker.config import Config
 from worker.doctor.findings import Finding, Look, Visit, named
 from worker.domain import Component, Mode
 from worker.errors import ConfigError
-from worker.overrides import variable
+from worker.journal import journal_file
+from worker.overrides import Where, dotted, variable
 from worker.sections import is_loopback
 from worker.wiring import check_bounds
 
@@ -32,6 +35,7 @@ def late_looks(visit: Visit) -> list[Look]:
     return [
         Look("components", "correct the configuration", lambda: _components(visit)),
         Look("web server", "correct the configuration", lambda: _web_server(visit)),
+        Look("operators' pages", "correct the configuration", lambda: _pages(visit)),
     ]
 
 
@@ -43,34 +47,48 @@ def _secrets(visit: Visit) -> Iterator[Finding]:
 
 
 def _passwords(visit: Visit) -> Iterator[Finding]:
-    """Judge what only machines type; nothing of it is shown."""
-    config = visit.config
-    given = {
+    """Judge what lets others in; nothing of it is shown."""
+    seen = dict[str, Where]()
+    well = True
+    for where, password in _passwords_given(visit.config).items():
+        fault = _fault(password)
+        if where[0] == "ops" and password in seen:
+            fault = f"is {dotted(seen[password])} too: who knows the one has the other"
+        seen.setdefault(password, where)
+        if fault:
+            well = False
+            then = "restart `reconciler serve`" if where[0] == "ops" else "into what sends it"
+            yield Finding(
+                "passwords",
+                well=False,
+                told=f"{dotted(where)} {fault}",
+                mend=f"make one with `{_MAKE_ONE}`, put it into {variable(*where)} and {then}",
+            )
+    if well:
+        yield Finding("passwords", well=True, told="long enough")
+
+
+def _passwords_given(config: Config) -> dict[Where, str]:
+    given: dict[Where, str] = {
         ("webhook", "password"): config.webhook.password,
         ("webhook", "previous_password"): config.webhook.previous_password,
         ("events", "token"): config.events.token,
         ("metrics", "token"): config.metrics.token,
     }
-    weak = False
-    for where, password in given.items():
-        if not password:
-            continue
-        fault = ""
-        if len(password) < _SHORTEST_PASSWORD:
-            fault = f"has {len(password)} characters"
-        elif len(set(password)) < _FEWEST_LETTERS:
-            fault = f"is made of {len(set(password))} different characters"
-        if fault:
-            weak = True
-            yield Finding(
-                "passwords",
-                well=False,
-                told=f"{'.'.join(where)} {fault}: it can be guessed from outside",
-                mend=f"make one with `{_MAKE_ONE}`, put it into {variable(*where)} and into what"
-                " sends it",
-            )
-    if not weak:
-        yield Finding("passwords", well=True, told="long enough")
+    if config.ops.enabled:
+        given["ops", "session_key"] = config.ops.session_key
+        for name, user in config.ops.users.items():
+            given["ops", "users", name, "password"] = user.password
+    return {where: password for where, password in given.items() if password}
+
+
+def _fault(password: str) -> str:
+    letters = len(set(password))
+    if len(password) < _SHORTEST_PASSWORD:
+        return f"has {len(password)} characters: it can be guessed from outside"
+    if letters < _FEWEST_LETTERS:
+        return f"is made of {letters} different characters: it can be guessed from outside"
+    return ""
 
 
 def _timeouts(visit: Visit) -> Iterator[Finding]:
@@ -163,12 +181,7 @@ def _web_server(visit: Visit) -> Iterator[Finding]:
     if is_loopback(config.webhook.host):
         yield Finding("web server", well=True, told=f"listens on {place}, for this machine alone")
         return
-    signs = {
-        "the platform's webhook has an https URL": visit.https,
-        "ops.trusted_proxies is set": bool(config.ops.trusted_proxies),
-        "notices.page_url is https": (config.notices.page_url or "").startswith("https:"),
-    }
-    sign = next((name for name, there in signs.items() if there), "")
+    sign = _proxy_sign(visit)
     yield Finding(
         "web server",
         well=bool(sign),
@@ -177,3 +190,61 @@ def _web_server(visit: Visit) -> Iterator[Finding]:
         mend="put a proxy with TLS in front, set webhook.host to 127.0.0.1, and give the platform"
         " the proxy's https URL",
     )
+
+
+def _proxy_sign(visit: Visit) -> str:
+    config = visit.config
+    signs = {
+        "the platform's webhook has an https URL": visit.https,
+        "ops.trusted_proxies is set": bool(config.ops.trusted_proxies),
+        "notices.page_url is https": (config.notices.page_url or "").startswith("https:"),
+    }
+    return next((name for name, there in signs.items() if there), "")
+
+
+def _pages(visit: Visit) -> Iterator[Finding]:
+    """Judge the login: a proxy can hide who asks, and makes many clients look like one."""
+    subject, ops = "operators' pages", visit.config.ops
+    linked = _is_linked_through_proxy(visit.config)
+    sign = _proxy_sign(visit) or ("notices.page_url is beyond this machine" if linked else "")
+    if not ops.enabled:
+        yield Finding(subject, well=True, told="off")
+    elif not ops.has_login and sign:
+        yield Finding(
+            subject,
+            well=False,
+            told=f"nobody has to log in, and a proxy is in front: {sign}; whoever it lets through"
+            " may be taken for this machine's own browser, which may do everything",
+            mend="name who may open them in [ops.users], set each one's password, and restart"
+            " `reconciler serve`",
+        )
+    elif linked and not ops.trusted_proxies:
+        yield Finding(
+            subject,
+            well=False,
+            told="notices.page_url leads through a proxy that is not in ops.trusted_proxies: failed"
+            " logins of all its clients count as one's, who can lock the others out",
+            mend="let the proxy add X-Forwarded-For, put its address into ops.trusted_proxies, and"
+            " restart `reconciler serve`",
+        )
+    else:
+        yield Finding(subject, well=True, told=_login_told(visit.config))
+
+
+def _is_linked_through_proxy(config: Config) -> bool:
+    """Tell whether page_url is not where we listen: elsewhere, or with a TLS that we have not."""
+    url = urlsplit(config.notices.page_url or "")
+    if not url.hostname or is_loopback(url.hostname):
+        return False
+    return url.scheme == "https" or is_loopback(config.webhook.host)
+
+
+def _login_told(config: Config) -> str:
+    ops = config.ops
+    if not ops.has_login:
+        return "for this machine's own browser alone, without a login"
+    told = "for whom the proxy names" if ops.proxy_user_header else f"{len(ops.users)} may log in"
+    if ops.session_key or journal_file(config.journal.url):
+        return told
+    key = variable("ops", "session_key")
+    return f"{told}; where several machines serve the pages, give all the same {key}"

@@ -1,4 +1,4 @@
-"""What people do: parking and releasing invoices, pausing platforms, settling by hand."""
+"""What people do: parking, releasing, recounting and settling invoices, pausing platforms."""
 
 from __future__ import annotations
 
@@ -46,20 +46,28 @@ def release(tx: Transaction, key: InvoiceKey, entry: Entry) -> bool:
     return True
 
 
+def note(tx: Transaction, key: InvoiceKey, entry: Entry) -> bool:
+    """Add an entry, also while a worker is at it; False: the invoice is not known."""
+    rows = tx.rows(f"SELECT seq, head FROM invoices {steps.MINE}{tx.for_update}", id_of(key))
+    if rows:
+        steps.add(tx, key, rows[0], [entry])
+    return bool(rows)
+
+
 def pause(tx: Transaction, act: Act) -> None:
     """Let nobody claim; a platform that is paused already keeps its first act."""
     tx.run(
         "INSERT INTO pauses (platform, at, who, reason) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
         [act.platform, stamp(act.at), act.by, act.reason],
     )
-    _store(tx, act)
+    record(tx, act)
 
 
 def resume(tx: Transaction, act: Act) -> bool:
     """Undo a pause; False: there was none."""
     if not tx.rows("DELETE FROM pauses WHERE platform = ? RETURNING platform", [act.platform]):
         return False
-    _store(tx, act)
+    record(tx, act)
     return True
 
 
@@ -79,7 +87,8 @@ def act_of(row: Row) -> Act:
     )
 
 
-def _store(tx: Transaction, act: Act) -> None:
+def record(tx: Transaction, act: Act) -> None:
+    """Keep who did what, and why."""
     tx.run(
         "INSERT INTO acts (at, verb, platform, who, reason) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT DO NOTHING",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -20,6 +20,19 @@ from worker.domain import (
     utc,
 )
 from worker.record import Entry, EntryKind
+
+_TALLY_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("charge_id", "subject", "component", "source", "metric", "program"), (str,)),
+    "filters": (dict,),
+    "quantity": (int,),
+    "events": (int, type(None)),
+    "evidence": (dict,),
+}
+_EVIDENCE_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("source", "query", "digest"), (str,)),
+    "parameters": (dict,),
+    "notes": (list,),
+}
 
 
 def stamp(moment: datetime) -> str:
@@ -69,10 +82,14 @@ def counted_entry(tallies: Sequence[FrozenTally], at: datetime) -> Entry:
 
 
 def tallies_of(entries: Iterable[Entry]) -> tuple[FrozenTally, ...]:
-    """Return the frozen tallies that stand: the last counted, unless given up since."""
+    """Return the frozen tallies that stand: the last counted, unless given up since.
+
+    What is not as `counted_entry` made it raises an error of Python's own: never is it no tally.
+    """
     tallies: tuple[FrozenTally, ...] = ()
     for entry in entries:
         if entry.kind is EntryKind.COUNTED:
+            _demand(entry.data, {"tallies": (list,)})
             tallies = tuple(map(_tally_of_json, entry.data["tallies"]))
         elif entry.kind is EntryKind.DISCARDED:
             tallies = ()
@@ -113,7 +130,9 @@ def _tally_to_json(tally: FrozenTally) -> dict[str, Any]:
 
 def _tally_of_json(data: dict[str, Any]) -> FrozenTally:
     """Read what `_tally_to_json` wrote."""
+    _demand(data, _TALLY_TYPES)
     evidence = data["evidence"]
+    _demand(evidence, _EVIDENCE_TYPES)
     period = Period(moment_of(data["period_start"]), moment_of(data["period_end"]))
     return FrozenTally(
         charge_id=data["charge_id"],
@@ -139,6 +158,12 @@ def _tally_of_json(data: dict[str, Any]) -> FrozenTally:
             notes=tuple(evidence["notes"]),
         ),
     )
+
+
+def _demand(data: Mapping[str, Any], types: Mapping[str, tuple[type, ...]]) -> None:
+    for name, wanted in types.items():
+        if type(data[name]) not in wanted:  # True would be an int
+            raise TypeError(f"{name} is not of its type")
 
 
 def _moment_or_none(text: str | None) -> datetime | None:

@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from worker.domain import FrozenTally, InvoiceKey, Period, Span
-from worker.journal.codec import canonical, digest_of, moment_of, stamp
+from worker.errors import RecordInvalid
+from worker.journal.codec import canonical, digest_of, moment_of, stamp, tallies_of
 from worker.journal.store import Row
 from worker.overviews import Facts, fact
-from worker.record import DeliveryRow, Entry, EntryKind, InvoiceRow, State
+from worker.record import DeliveryRow, Entry, EntryKind, InvoiceRow, State, progress_of
 
 NO_FACTS: Row = {
     "subscription_id": "",
@@ -55,7 +56,37 @@ def entry_rows(key: InvoiceKey, seq: int, head: str, entries: Sequence[Entry]) -
 
 def entry_of(row: Row) -> Entry:
     """Read an entry's row; ValueError: it holds none."""
-    return Entry(kind=EntryKind(row["kind"]), at=moment_of(row["at"]), data=json.loads(row["data"]))
+    try:
+        data = json.loads(row["data"])
+    except RecursionError as error:
+        raise ValueError("its data are nested too deep") from error
+    if type(data) is not dict:
+        raise ValueError("its data are no JSON object")
+    return Entry(kind=EntryKind(row["kind"]), at=moment_of(row["at"]), data=data)
+
+
+def entries_of(key: InvoiceKey, rows: Iterable[Row]) -> tuple[Entry, ...]:
+    """Read an invoice's entries; RecordInvalid: one cannot be read.
+
+    So what a run takes from them is never less than they hold: not a count, not a write.
+    """
+    return tuple(_whole_entry(key, row) for row in rows)
+
+
+def _whole_entry(key: InvoiceKey, row: Row) -> Entry:
+    """Read an entry and, to prove its shape, all that the program takes from one."""
+    try:
+        entry = entry_of(row)
+        stamp(entry.at)
+        for read in (tallies_of, progress_of, fact_columns):
+            read([entry])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RecordInvalid(
+            f"entry {row['seq']} of {key.invoice_id} cannot be read: it was changed behind the"
+            " program's back, or by another version; reconciler journal verify names what is"
+            " broken, docs/journal.md says how to restore"
+        ) from error
+    return entry
 
 
 def tally_row(key: InvoiceKey, tally: FrozenTally) -> Row:

@@ -48,6 +48,12 @@ def search(tx: Transaction, wanted: Filter, limit: int, after: Cursor | None) ->
     return Page(invoices=tuple(shown), total=total, after=shown[-1].cursor if more else None)
 
 
+def listed(tx: Transaction, wanted: Filter, limit: int, after: Cursor | None) -> list[Listed]:
+    """Read a page alone."""
+    conditions = list(_conditions(tx.folded, wanted))
+    return [_listed(row) for row in _page(tx, wanted, conditions, after, limit)]
+
+
 def overview(tx: Transaction, now: datetime) -> Overview:
     """Read how the work stands."""
     states = tx.rows("SELECT state, count(*) AS n FROM invoices GROUP BY state")

@@ -17,7 +17,7 @@ from worker.journal.rows import (
 )
 from worker.journal.store import Row, Store
 from worker.journal.verify import invoice_keys, row_counts, verify_invoice
-from worker.overviews import Cursor, Filter, Overview, Page, PreviousTally
+from worker.overviews import Cursor, Filter, Listed, Overview, Page, PreviousTally
 from worker.record import (
     Act,
     BilledSpan,
@@ -178,6 +178,10 @@ class SqlJournal:
         with self.store.transaction() as tx:
             return acts.release(tx, key, entry)
 
+    def note(self, key: InvoiceKey, entry: Entry) -> bool:
+        with self.store.transaction() as tx:
+            return acts.note(tx, key, entry)
+
     def pause(self, act: Act) -> None:
         with self.store.transaction() as tx:
             acts.pause(tx, act)
@@ -188,6 +192,10 @@ class SqlJournal:
 
     def paused(self) -> Mapping[str, Act]:
         return acts.paused(self._rows("SELECT * FROM pauses ORDER BY platform"))
+
+    def record_act(self, act: Act) -> None:
+        with self.store.transaction() as tx:
+            acts.record(tx, act)
 
     def acts(self, limit: int = 1000) -> Sequence[Act]:
         rows = self._rows("SELECT * FROM acts ORDER BY at DESC, verb, platform LIMIT ?", [limit])
@@ -263,6 +271,10 @@ class SqlJournal:
     def search(self, wanted: Filter, limit: int = 50, after: Cursor | None = None) -> Page:
         with self.store.snapshot() as tx:
             return search.search(tx, wanted, limit, after)
+
+    def listed(self, wanted: Filter, limit: int, after: Cursor | None = None) -> Sequence[Listed]:
+        with self.store.snapshot() as tx:
+            return search.listed(tx, wanted, limit, after)
 
     def overview(self, now: datetime) -> Overview:
         with self.store.snapshot() as tx:

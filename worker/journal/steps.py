@@ -9,7 +9,7 @@ from worker.causes import cause_of
 from worker.domain import Delivery, InvoiceKey, Span
 from worker.errors import LeaseLost
 from worker.journal.codec import stamp
-from worker.journal.rows import entry_of, entry_rows, fact_columns, id_of, span_of
+from worker.journal.rows import entries_of, entry_rows, fact_columns, id_of, span_of
 from worker.journal.store import Row, Transaction
 from worker.record import BilledSpan, Claim, Entry, EntryKind, State
 
@@ -95,8 +95,8 @@ def add(
 
 def entries(tx: Transaction, key: InvoiceKey) -> tuple[Entry, ...]:
     """Return the invoice's entries, oldest first."""
-    rows = tx.rows(f"SELECT at, kind, data FROM entries {MINE} ORDER BY seq", id_of(key))
-    return tuple(map(entry_of, rows))
+    rows = tx.rows(f"SELECT seq, at, kind, data FROM entries {MINE} ORDER BY seq", id_of(key))
+    return entries_of(key, rows)
 
 
 def billed(tx: Transaction, key: InvoiceKey, spans: Sequence[Span]) -> Sequence[BilledSpan]:

@@ -9,8 +9,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 
 from worker.domain import InvoiceKey
+from worker.errors import RecordInvalid
 from worker.journal.codec import canonical, digest_of, tallies_of
-from worker.journal.rows import NO_FACTS, entry_of, fact_columns, id_of, tally_row
+from worker.journal.rows import NO_FACTS, entries_of, entry_of, fact_columns, id_of, tally_row
 from worker.journal.schema import KEYS
 from worker.journal.store import Row, Transaction
 from worker.record import Broken, Entry, EntryKind
@@ -61,7 +62,8 @@ def _faults(tx: Transaction, key: InvoiceKey) -> Iterator[Broken]:
     rows = tx.rows(f"SELECT * FROM entries {_MINE} ORDER BY seq", id_of(key))
     yield from _chain_faults(key, rows)
     yield from _head_faults(key, invoice[0], rows)
-    entries = tuple(map(entry_of, rows))
+    yield from _shape_faults(key, rows)
+    entries = entries_of(key, rows)
     frozen = [tally_row(key, tally) for tally in tallies_of(entries)]
     if _by_charge(tx.rows(f"SELECT * FROM tallies {_MINE}", id_of(key))) != _by_charge(frozen):
         told = "the table of tallies is not what its entries counted"
@@ -83,9 +85,9 @@ def _digest(key: InvoiceKey, row: Row, previous: str) -> str:
     """Compute an entry's digest from its row; empty: the row does not hold an entry's text."""
     try:
         entry = entry_of(row)
+        return digest_of(key, entry, previous) if canonical(entry.data) == row["data"] else ""
     except ValueError:
         return ""
-    return digest_of(key, entry, previous) if canonical(entry.data) == row["data"] else ""
 
 
 def _head_faults(key: InvoiceKey, invoice: Row, rows: list[Row]) -> Iterator[Broken]:
@@ -96,6 +98,16 @@ def _head_faults(key: InvoiceKey, invoice: Row, rows: list[Row]) -> Iterator[Bro
     elif (invoice["seq"], invoice["head"]) != (newest, rows[-1]["digest"] if rows else ""):
         fault = f"entry {newest} is not the one the invoice's row names as its newest"
         yield Broken(key=key, seq=newest, fault=fault)
+
+
+def _shape_faults(key: InvoiceKey, rows: list[Row]) -> Iterator[Broken]:
+    """Yield entries that are as they were written, and that this version cannot read."""
+    for row in rows:
+        try:
+            entries_of(key, [row])
+        except RecordInvalid:
+            fault = f"entry {row['seq']} is as it was written, but this version cannot read it"
+            yield Broken(key=key, seq=row["seq"], fault=fault)
 
 
 def _fact_faults(key: InvoiceKey, invoice: Row, entries: tuple[Entry, ...]) -> Iterator[Broken]:
@@ -119,7 +131,7 @@ def _delivery_faults(
     tx: Transaction, key: InvoiceKey, entries: tuple[Entry, ...]
 ) -> Iterator[Broken]:
     told = {
-        entry.data["delivery_id"]: (seq, entry.data["digest"], entry.data["event"])
+        str(entry.data.get("delivery_id")): (seq, entry.data.get("digest"), entry.data.get("event"))
         for seq, entry in enumerate(entries, start=1)
         if entry.kind is EntryKind.DELIVERED
     }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hmac
 import re
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -18,7 +17,7 @@ import structlog
 from flask import Blueprint, Response, current_app, g, redirect, render_template, request
 from flask.typing import ResponseReturnValue
 
-from worker.http_edge import Refused, asked_host, is_from_here
+from worker.http_edge import Refused, asked_host, client_address, is_from_here
 from worker.ops.throttle import Throttle
 from worker.ops.visits import LASTS, Visit, Visits, digest
 from worker.sections import OpsSection, Role, is_loopback
@@ -57,7 +56,7 @@ class Access:
     """Decides for each request who asks and whether they may."""
 
     def __init__(self, ops: OpsSection, visits: Visits) -> None:
-        self.throttle = Throttle()
+        self.throttle = Throttle(lambda address: is_loopback(address) or ops.trusts(address))
         self._ops = ops
         self._visits = visits
 
@@ -139,8 +138,9 @@ class Access:
 
     def _proxied(self) -> Person | None:
         """Believe the proxy's header, but only from a proxy's address."""
-        given = request.headers.get(self._ops.proxy_user_header) if self._by_proxy() else None
-        if given is None:
+        header = self._ops.proxy_user_header
+        given = request.headers.get(header) if header else None
+        if given is None or not self._ops.trusts(request.remote_addr or ""):
             return None
         if not _NAME.fullmatch(given):
             raise Refused(403, "no_name", "The proxy's header does not name one person.")
@@ -151,13 +151,6 @@ class Access:
         except ValueError:
             told = f"{self._ops.proxy_role_header} must say reader or operator."
             raise Refused(403, "no_role", told) from None
-
-    def _by_proxy(self) -> bool:
-        try:
-            address = ip_address(request.remote_addr or "")
-        except ValueError:
-            return False
-        return any(address in network for network in self._ops.trusted_networks)
 
     def _basic(self) -> Person | None:
         given = request.authorization
@@ -172,13 +165,19 @@ class Access:
 
     def _knows(self, name: str, password: str) -> bool:
         """Check a password; neither its length nor an unknown name changes how long it takes."""
-        address = request.remote_addr or ""
-        if self.throttle.is_closed(address, name):
+        address = client_address(request, self._ops.trusts)
+        shown = name if _NAME.fullmatch(name) else ""  # what is no name may be a mistyped password
+        if self.throttle.is_closed(address, shown):
+            log.warning("ops_login_throttled", name=shown, address=address)
             raise Refused(429, "too_many_logins", "Too many failed logins. Wait five minutes.")
         user = self._ops.users.get(name)
         expected = user.password if user else ""
         knows = hmac.compare_digest(digest(password), digest(expected)) and bool(expected)
-        (self.throttle.succeeded if knows else self.throttle.failed)(address, name)
+        if knows:
+            self.throttle.succeeded(address, shown)
+        else:
+            self.throttle.failed(address, shown)
+            log.warning("ops_login_failed", name=shown, address=address)
         return knows
 
     def _ask_to_log_in(self) -> ResponseReturnValue:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 import structlog
-from flask import redirect, render_template, request, url_for
+from flask import current_app, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from werkzeug.datastructures import MultiDict
 
@@ -16,7 +16,7 @@ from worker.http_edge import Refused
 from worker.ops.access import person
 from worker.ops.asked import asked
 from worker.ops.board import board
-from worker.ops.bulk_runs import VERBS, Bulk, Bulks, new_id
+from worker.ops.bulk_runs import DONE, RUNNING, VERBS, Bulk, Bulks, BulkUnreadable, new_id
 from worker.ops.filters import Query, read_query
 from worker.record import State
 
@@ -59,7 +59,7 @@ def begin() -> ResponseReturnValue:
         as_of=_moment(request.form.get("as_of", "")),
         total=board().desk.journal.search(query.wanted, 1).total,
     )
-    Bulks(board().desk).begin(bulk)
+    _bulks().begin(bulk)
     log.info("ops_bulk_began", bulk=bulk.id, by=why.by, verb=verb, invoices=bulk.total)
     return redirect(url_for("ops.bulk", bulk_id=bulk.id), 303)
 
@@ -72,16 +72,18 @@ def show(bulk_id: str) -> ResponseReturnValue:
 
 def stop(bulk_id: str) -> ResponseReturnValue:
     """End a bulk run after the step it is at."""
-    Bulks(board().desk).stop(_bulk(bulk_id))
-    log.info("ops_bulk_stopped", bulk=bulk_id, by=person().name)
+    bulk = _bulk(bulk_id)
+    if bulk.state == RUNNING:
+        _bulks().stop(bulk, person().name)
+        log.info("ops_bulk_stopped", bulk=bulk_id, by=person().name)
     return redirect(url_for("ops.bulk", bulk_id=bulk_id), 303)
 
 
 def go_on(bulk_id: str) -> ResponseReturnValue:
-    """Go on with a bulk run that stopped, failed, or lost its thread."""
+    """Go on with a bulk run that stopped, failed or lost its thread, in this person's name."""
     bulk = _bulk(bulk_id)
-    if bulk.state != "done" and not bulk.works(board().desk.now()):
-        Bulks(board().desk).go_on(bulk)
+    if bulk.state != DONE and not bulk.works(board().desk.now()):
+        _bulks().go_on(bulk, person().name)
         log.info("ops_bulk_resumed", bulk=bulk_id, by=person().name)
     return redirect(url_for("ops.bulk", bulk_id=bulk_id), 303)
 
@@ -101,8 +103,19 @@ def _query(verb: str, given: MultiDict[str, str]) -> Query:
     return Query(replace(query.wanted, states=states), params)
 
 
+def _bulks() -> Bulks:
+    return Bulks(board().desk, current_app.extensions["ops_session_key"])
+
+
 def _bulk(bulk_id: str) -> Bulk:
-    bulk = Bulks(board().desk).find(bulk_id) if _ID.fullmatch(bulk_id) else None
+    try:
+        bulk = _bulks().find(bulk_id) if _ID.fullmatch(bulk_id) else None
+    except BulkUnreadable as error:
+        told = (
+            f"This bulk run cannot be read: {error}. What it did is in each invoice's record."
+            " Begin a new one from the list of invoices."
+        )
+        raise Refused(409, "bulk_unreadable", told) from None
     if bulk is None:
         told = "There is no such bulk run any more. What it did is in each invoice's record."
         raise Refused(404, "no_bulk", told)

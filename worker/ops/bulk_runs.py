@@ -1,34 +1,40 @@
 """Replaying or releasing many invoices: in small steps, by a thread of the endpoint.
 
 How far it is stands in Redis, so that every process shows it and a stop reaches the one that
-works. Each act goes through the journal like a single one: what was done before a crash, a stop
-or an emptied Redis stays done, and going on does nothing twice.
+works. What was asked for, and by whom, stands there signed: who can write to Redis can end a run,
+hold it up or let it skip invoices, but not change whose it is and what it does. Each act goes
+through the journal like a single one: what was done before a crash, a stop or an emptied Redis
+stays done, and going on does nothing twice.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import cast
+from urllib.parse import urlencode
 
 import structlog
+from itsdangerous import BadData
 from redis import RedisError
 from werkzeug.datastructures import MultiDict
 
 from worker import actions
 from worker.actions import Asked, Desk
-from worker.domain import InvoiceKey, utc_text
+from worker.domain import InvoiceKey, utc, utc_text
 from worker.errors import QueueUnavailable, ReconcilerError
 from worker.ops.filters import Params, read_query
+from worker.ops.visits import signer
 from worker.overviews import Cursor, Filter
 
 RUNNING, STOPPED, DONE, FAILED = "running", "stopped", "done", "failed"
+_STATES = (RUNNING, STOPPED, DONE, FAILED)
 STEP = 20  # invoices between two looks whether to stop
 
+_DIGITS = 12  # more invoices than any journal has
 _KEPT = timedelta(days=7)
 _SILENT = timedelta(minutes=1)
 _ID = 12
@@ -37,6 +43,10 @@ Verb = Callable[[Desk, InvoiceKey, Asked], str]
 VERBS: Mapping[str, Verb] = {"replay": actions.replay, "release": actions.release}
 
 log = structlog.get_logger("ops")
+
+
+class BulkUnreadable(ReconcilerError):
+    """What Redis holds under a bulk run's name is not what this program put there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +63,7 @@ class Bulk:
     done: int = 0
     refused: int = 0
     passed: int = 0  # changed meanwhile, and left alone
-    after: str = ""  # how far it got in the list
+    after: Cursor | None = None  # how far it got in the list
     beat_at: datetime | None = None
     runner: str = ""  # the thread that may work on it
     note: str = ""  # why it failed, or what a person must know
@@ -76,46 +86,58 @@ class Bulk:
 class Bulks:
     """Begins, shows, stops and resumes bulk runs."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, key: bytes) -> None:
+        """Sign with a key that all processes share; no other key's runs are believed."""
         self._desk = desk
         self._redis = desk.doorbell.redis
+        self._signer = signer(key, "bulk")
 
     def begin(self, bulk: Bulk) -> None:
-        """Store it and start its thread; raise QueueUnavailable."""
-        texts = {
-            "verb": bulk.verb,
-            "params": json.dumps(bulk.params),
-            "by": bulk.asked.by,
-            "reason": bulk.asked.reason,
-            "as_of": utc_text(bulk.as_of),
-            "total": str(bulk.total),
-        }
-        self._put(bulk.id, texts)
-        self._start(bulk.id)
+        """Store and record it, and start its thread; raise QueueUnavailable."""
+        self._start(bulk, "bulk")
 
     def find(self, bulk_id: str) -> Bulk | None:
-        """Read how far one is; None: there is none such any more. Raise QueueUnavailable."""
+        """Read how far one is; None: there is none such any more.
+
+        Raise QueueUnavailable, or BulkUnreadable where it is not as this program wrote it.
+        """
         try:
             found = cast(dict[bytes, bytes], self._redis.hgetall(_key(bulk_id)))
         except RedisError as error:
             raise QueueUnavailable(self._desk.doorbell.told(error)) from error
-        return _bulk(bulk_id, {k.decode(): v.decode() for k, v in found.items()}) if found else None
+        try:
+            return self._bulk(bulk_id, _texts(found)) if found else None
+        except (BadData, KeyError, ValueError, OverflowError) as error:
+            told = "what Redis keeps of it is damaged, or not signed by this installation"
+            raise BulkUnreadable(told) from error
 
-    def stop(self, bulk: Bulk) -> None:
-        """Let it end after the step it is at; raise QueueUnavailable."""
+    def stop(self, bulk: Bulk, by: str) -> None:
+        """Let it end after the step it is at, and record who stopped it; raise QueueUnavailable."""
         self._put(bulk.id, {"state": STOPPED})
+        self._record("stop bulk", replace(bulk, asked=Asked(by, bulk.asked.reason)))
 
-    def go_on(self, bulk: Bulk) -> None:
-        """Start a thread where the last one got; raise QueueUnavailable."""
-        self._start(bulk.id)
+    def go_on(self, bulk: Bulk, by: str) -> None:
+        """Start a thread where the last one got, in this person's name; raise QueueUnavailable."""
+        self._start(replace(bulk, asked=Asked(by, bulk.asked.reason)), "go on with bulk")
 
-    def _start(self, bulk_id: str) -> None:
-        runner = secrets.token_hex(4)
+    def _start(self, asked: Bulk, how: str) -> None:
+        bulk = replace(asked, runner=secrets.token_hex(4))
         beat = utc_text(self._desk.now())
-        self._put(bulk_id, {"state": RUNNING, "runner": runner, "beat_at": beat, "note": ""})
+        signed = self._signed(bulk)
+        self._put(bulk.id, {"signed": signed, "state": RUNNING, "beat_at": beat, "note": ""})
+        self._record(how, bulk)
         threading.Thread(
-            target=self._run, args=(bulk_id, runner), name=f"bulk-{bulk_id}", daemon=True
+            target=self._run, args=(bulk.id, bulk.runner), name=f"bulk-{bulk.id}", daemon=True
         ).start()
+
+    def _record(self, how: str, bulk: Bulk) -> None:
+        """Keep in the journal who asked, and for which invoices: Redis forgets it."""
+        words = urlencode(bulk.params, doseq=True)
+        number = f"{bulk.total:,} invoice{'s' * (bulk.total != 1)}"
+        told = f"{bulk.asked.reason} ({number}, {words}, run {bulk.id})"
+        asked = Asked(bulk.asked.by, told)
+        act = self._desk.act(f"{how} {bulk.verb}", wanted_of(bulk).platform, asked)
+        self._desk.journal.record_act(act)
 
     def _run(self, bulk_id: str, runner: str) -> None:
         """Make steps until the list ends, somebody stops it, or another thread took it over."""
@@ -136,11 +158,10 @@ class Bulks:
 
     def _step(self, bulk: Bulk) -> dict[str, str]:
         """Act on the next invoices; return what to store of it."""
-        after = Cursor.of(bulk.after) if bulk.after else None
-        page = self._desk.journal.search(wanted_of(bulk), STEP, after)
+        found = self._desk.journal.listed(wanted_of(bulk), STEP, bulk.after)
         numbers = {"done": bulk.done, "refused": bulk.refused, "passed": bulk.passed}
         warning = bulk.note
-        for listed in page.invoices:
+        for listed in found:
             if listed.row.updated_at > bulk.as_of:
                 numbers["passed"] += 1
                 continue
@@ -151,10 +172,10 @@ class Bulks:
                 numbers["refused"] += 1
         stored = {name: str(number) for name, number in numbers.items()}
         stored |= {"beat_at": utc_text(self._desk.now()), "note": warning}
-        if page.after is None:
+        if len(found) < STEP:
             log.info("ops_bulk_done", bulk=bulk.id, by=bulk.asked.by, verb=bulk.verb, **numbers)
             return {**stored, "state": DONE}
-        return {**stored, "after": str(page.after)}
+        return {**stored, "after": str(found[-1].cursor)}
 
     def _tell_failure(self, bulk_id: str, told: str) -> None:
         try:
@@ -172,6 +193,41 @@ class Bulks:
         except RedisError as error:
             raise QueueUnavailable(self._desk.doorbell.told(error)) from error
 
+    def _signed(self, bulk: Bulk) -> str:
+        told = {
+            "id": bulk.id,
+            "runner": bulk.runner,
+            "verb": bulk.verb,
+            "params": bulk.params,
+            "by": bulk.asked.by,
+            "reason": bulk.asked.reason,
+            "as_of": utc_text(bulk.as_of),
+            "total": bulk.total,
+        }
+        return str(self._signer.dumps(told))
+
+    def _bulk(self, bulk_id: str, texts: Mapping[str, str]) -> Bulk:
+        """Believe what is signed, of this very run; the rest only says how far it is."""
+        told = self._signer.loads(texts["signed"], max_age=int(_KEPT.total_seconds()))
+        if told["id"] != bulk_id or texts["state"] not in _STATES:
+            raise ValueError("it is another run's, or in no state that a run can be in")
+        return Bulk(
+            id=bulk_id,
+            runner=told["runner"],
+            verb=told["verb"],
+            params=told["params"],
+            asked=Asked(told["by"], told["reason"]),
+            as_of=datetime.fromisoformat(told["as_of"]),
+            total=told["total"],
+            state=texts["state"],
+            done=_number(texts.get("done", "0")),
+            refused=_number(texts.get("refused", "0")),
+            passed=_number(texts.get("passed", "0")),
+            after=Cursor.of(texts["after"]) if "after" in texts else None,
+            beat_at=utc(datetime.fromisoformat(texts["beat_at"])),
+            note=texts.get("note", ""),
+        )
+
 
 def new_id() -> str:
     """Name a bulk run."""
@@ -187,23 +243,11 @@ def _key(bulk_id: str) -> str:
     return f"reconciler:bulk:{bulk_id}"
 
 
-def _bulk(bulk_id: str, texts: Mapping[str, str]) -> Bulk | None:
-    if "verb" not in texts:
-        return None
-    beat = texts.get("beat_at")
-    return Bulk(
-        id=bulk_id,
-        verb=texts["verb"],
-        params=json.loads(texts["params"]),
-        asked=Asked(texts["by"], texts["reason"]),
-        as_of=datetime.fromisoformat(texts["as_of"]),
-        total=int(texts["total"]),
-        state=texts.get("state", RUNNING),
-        done=int(texts.get("done", 0)),
-        refused=int(texts.get("refused", 0)),
-        passed=int(texts.get("passed", 0)),
-        after=texts.get("after", ""),
-        beat_at=datetime.fromisoformat(beat) if beat else None,
-        runner=texts.get("runner", ""),
-        note=texts.get("note", ""),
-    )
+def _texts(found: Mapping[bytes, bytes]) -> Mapping[str, str]:
+    return {name.decode(): text.decode() for name, text in found.items()}
+
+
+def _number(text: str) -> int:
+    if len(text) > _DIGITS or not text.isdecimal():
+        raise ValueError("it counts no invoices")
+    return int(text)

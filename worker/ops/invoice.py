@@ -12,12 +12,13 @@ from worker import actions
 from worker.causes import cause_of
 from worker.decision import Wait
 from worker.domain import InvoiceKey, utc_text
-from worker.errors import ConfigError, ReconcilerError
+from worker.errors import ConfigError, ReconcilerError, RecordInvalid
 from worker.http_edge import Refused
 from worker.ops.access import person
 from worker.ops.asked import asked
 from worker.ops.board import board
 from worker.ops.invoice_view import BAR_LENGTH, view_of
+from worker.ops.limits import closed_afterwards, limited
 from worker.preview import Preview
 from worker.previewing import previewed
 from worker.record import History, State
@@ -35,18 +36,22 @@ _DONE = {
 
 
 def invoice(platform: str, invoice_id: str) -> ResponseReturnValue:
-    """Show everything the journal knows of one invoice."""
+    """Show everything the journal knows of one invoice; of one it cannot read, what is wrong."""
     done = _DONE.get(request.args.get("done", ""), "")
     silent = "No worker could be woken, as Redis does not answer: the next sweep does it."
-    return _page(
-        _history(platform, invoice_id), done=done, silent="silent" in request.args and silent
-    )
+    try:
+        known = _history(platform, invoice_id)
+    except RecordInvalid as error:
+        return _unreadable(InvoiceKey(platform, invoice_id), error, done)
+    return _page(known, done=done, silent="silent" in request.args and silent)
 
 
 def act(platform: str, invoice_id: str, verb: str) -> ResponseReturnValue:
     """Do what a form asks for, with its reason, through the journal."""
-    known, why = _history(platform, invoice_id), asked()
-    key, desk, warning = known.row.key, board().desk, ""
+    key, desk, warning = InvoiceKey(platform, invoice_id), board().desk, ""
+    if key not in desk.journal.known([key]):
+        raise _unknown()
+    why = asked()
     try:
         match verb:
             case "replay":
@@ -65,22 +70,27 @@ def act(platform: str, invoice_id: str, verb: str) -> ResponseReturnValue:
     return redirect(url_for("ops.invoice", **named, done=verb, **silent), 303)  # type: ignore[arg-type]
 
 
+@limited
 def recount(platform: str, invoice_id: str) -> ResponseReturnValue:
-    """Count again what was billed, and show the difference; nothing is written."""
-    known = _history(platform, invoice_id)
+    """Count again what was billed, record and show the difference; nothing else changes."""
+    known, why = _history(platform, invoice_id), asked()
     if not known.tallies:
         return _page(known, refusal="nothing of it was counted yet"), 409
-    log.info("ops_recount", by=person().name, invoice=invoice_id, platform=platform)
-    sources = open_sources(board().config(), board().measures)
-    return _page(known, recounts=list(counted_again(known.tallies, sources)))
+    log.info("ops_recount", by=why.by, invoice=invoice_id, platform=platform)
+    sources = closed_afterwards(open_sources(board().config(), board().measures))
+    results = list(counted_again(known.tallies, sources))
+    actions.recounted(board().desk, known.row.key, why, results)
+    return _page(_history(platform, invoice_id), recounts=results)
 
 
+@limited
 def preview(platform: str, invoice_id: str) -> ResponseReturnValue:
     """Count and price the invoice as a run would; nothing is written."""
     known, config = _history(platform, invoice_id), board().config()
     log.info("ops_preview", by=person().name, invoice=invoice_id, platform=platform)
     try:
         service = open_service(config, board().desk.journal, board().measures)
+        closed_afterwards(service.sources)
         if platform not in service.platforms:
             raise actions.ActRefused("its platform is not in the config any more")
         ports = service.ports(platform, lambda: False)
@@ -99,8 +109,20 @@ def preview(platform: str, invoice_id: str) -> ResponseReturnValue:
 def _history(platform: str, invoice_id: str) -> History:
     history = board().desk.journal.history(InvoiceKey(platform, invoice_id))
     if history is None:
-        raise Refused(404, "unknown_invoice", "The journal does not know this invoice.")
+        raise _unknown()
     return history
+
+
+def _unknown() -> Refused:
+    return Refused(404, "unknown_invoice", "The journal does not know this invoice.")
+
+
+def _unreadable(key: InvoiceKey, error: RecordInvalid, done: str) -> str:
+    log.warning("ops_record_invalid", reason=str(error))
+    broken = board().desk.journal.verify(key)
+    return render_template(
+        "ops/unreadable.html", key=key, told=str(error), broken=broken, done=done
+    )
 
 
 def _page(history: History, **shown: Any) -> str:

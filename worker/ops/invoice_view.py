@@ -11,7 +11,7 @@ from worker.domain import FrozenTally, Period
 from worker.ops.shown import share
 from worker.ports import Journal
 from worker.record import Broken, Entry, EntryKind, History, State
-from worker.story import charges_by_id, last_seen, quantities_before, told
+from worker.story import charges_by_id, found_by, last_seen, quantities_before, told
 
 BAR_LENGTH = 160
 
@@ -22,6 +22,7 @@ _BY_HAND = (
     EntryKind.PARKED,
     EntryKind.RELEASED,
     EntryKind.DISCARDED,
+    EntryKind.RECOUNTED,
     EntryKind.CLOSED,
 )
 _AT_REST = (State.ISSUED, State.SKIPPED, State.CLOSED, State.PARKED)
@@ -72,7 +73,7 @@ class View:
     total_after: str | None  # None: it is not issued
     events: tuple[Event, ...]  # newest first
     left_out: int  # older events
-    by_hand: tuple[Entry, ...]  # newest first
+    by_hand: tuple[tuple[Entry, str], ...]  # newest first, each with what it found
 
     @property
     def verbs(self) -> tuple[str, ...]:
@@ -102,12 +103,12 @@ def view_of(history: History, journal: Journal) -> View:
         total_after=_issued_total(history),
         events=shown[::-1],
         left_out=len(events) - len(shown),
-        by_hand=tuple(e for e in reversed(history.entries) if e.kind in _BY_HAND),
+        by_hand=tuple((e, found_by(e)) for e in reversed(history.entries) if e.kind in _BY_HAND),
     )
 
 
 def _lines(history: History, journal: Journal) -> Iterator[Line]:
-    charges, before = _stood(history)
+    charges, before = charges_by_id(history), quantities_before(history)
     for tally in history.tallies:
         amount = charges.get(tally.charge_id, {}).get("amount")
         yield Line(
@@ -117,14 +118,6 @@ def _lines(history: History, journal: Journal) -> Iterator[Line]:
             bars=_bars(tally, history, journal),
             parameters=json.dumps(tally.evidence.parameters, ensure_ascii=False),
         )
-
-
-def _stood(history: History) -> tuple[dict[str, dict[str, Any]], dict[str, str | None]]:
-    """Return what the platform answered for each charge, and what stood there before."""
-    try:
-        return charges_by_id(history), quantities_before(history)
-    except (KeyError, TypeError):  # a changed record; the page says that it is broken
-        return {}, {}
 
 
 def _bars(tally: FrozenTally, history: History, journal: Journal) -> tuple[Bar, ...]:
@@ -161,15 +154,7 @@ def _events(history: History) -> Iterator[Event]:
     for entry in history.entries:
         run += entry.kind is EntryKind.CLAIMED
         data = json.dumps(entry.data, indent=2, ensure_ascii=False)
-        yield Event(entry=entry, told=_told(entry, times), data=data, run=run)
-
-
-def _told(entry: Entry, times: dict[str, int]) -> str:
-    """Tell an entry in a line; one of another shape (a changed record's) shows its data alone."""
-    try:
-        return told(entry, times)
-    except (KeyError, TypeError):
-        return "has not the shape of its kind"
+        yield Event(entry=entry, told=told(entry, times), data=data, run=run)
 
 
 def _first_total(history: History) -> str | None:

@@ -79,11 +79,9 @@ def _wanted() -> Filter:
 
 def _all(journal: Journal, wanted: Filter) -> Iterator[dict[str, Any]]:
     after = None
-    while True:
-        page = journal.search(wanted, _EXPORT_PAGE, after)
-        yield from map(_row, page.invoices)
-        if (after := page.after) is None:
-            return
+    while page := journal.listed(wanted, _EXPORT_PAGE, after):
+        yield from map(_row, page)
+        after = page[-1].cursor
 
 
 def _row(listed: Listed) -> dict[str, Any]:

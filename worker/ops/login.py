@@ -20,7 +20,6 @@ def login() -> ResponseReturnValue:
         return redirect(wanted) if g.ops_person else _form(wanted)
     name, password = request.form.get("name", ""), request.form.get("password", "")
     if not access().log_in(name, password):
-        log.warning("ops_login_failed")
         return _form(wanted, wrong=True), 401
     log.info("ops_login", by=person().name)
     return redirect(wanted, 303)

@@ -14,7 +14,7 @@ from worker.errors import JournalUnavailable, QueueUnavailable, ReconcilerError
 from worker.ops import bulk, invoice, lists, login, overview, shown, sources
 from worker.ops.access import TOKEN_FIELD, Access
 from worker.ops.board import Board
-from worker.ops.visits import open_visits
+from worker.ops.visits import open_visits, session_key
 
 PREFIX = "/ops"
 RQ_URL = "/ops/rq/"
@@ -52,6 +52,7 @@ def mount(app: Flask, config: Config, board: Board) -> None:
     guard = Access(config.ops, open_visits(config))
     app.extensions["ops_access"] = guard
     app.extensions["ops_board"] = board
+    app.extensions["ops_session_key"] = session_key(config)
     pages = Blueprint(
         "ops",
         __name__,

@@ -16,9 +16,11 @@ from worker.ops.access import person
 from worker.ops.asked import asked
 from worker.ops.board import Board, board
 from worker.ops.shown import CHART_HEIGHT, columns
-from worker.overviews import Overview
+from worker.overdue import most_overdue
+from worker.overviews import UNISSUED, Filter, Overview
+from worker.ports import Journal
 from worker.pulse import Pulse, pulse
-from worker.record import State
+from worker.record import InvoiceRow, State
 
 log = structlog.get_logger("ops")
 
@@ -62,6 +64,8 @@ def _page(known: Board, refusal: str = "") -> str:
     return render_template(
         "ops/overview.html",
         found=found,
+        oldest=_oldest(desk.journal, found),
+        late=most_overdue(desk.journal, now),
         figures=_figures(found),
         columns=columns(found.hours),
         chart_height=CHART_HEIGHT,
@@ -76,6 +80,12 @@ def _page(known: Board, refusal: str = "") -> str:
     )
 
 
+def _oldest(journal: Journal, found: Overview) -> InvoiceRow | None:
+    """Return the unissued invoice that was seen first."""
+    listed = journal.listed(Filter(states=UNISSUED), 1) if found.oldest else ()
+    return listed[0].row if listed else None
+
+
 def _figures(found: Overview) -> list[tuple[str, int, str]]:
     """Return what is counted, the number, and the list of it."""
     numbers = found.by_state
@@ -87,11 +97,8 @@ def _figures(found: Overview) -> list[tuple[str, int, str]]:
     return [
         ("held", numbers[State.HELD], listed(State.HELD)),
         ("retrying", numbers[State.RETRYING], listed(State.RETRYING)),
-        (
-            "waiting",
-            numbers[State.DUE] + numbers[State.WAITING],
-            listed(State.DUE, State.WAITING),
-        ),
+        ("due now", numbers[State.DUE], listed(State.DUE)),
+        ("waiting", numbers[State.WAITING], listed(State.WAITING)),
         ("parked", numbers[State.PARKED], listed(State.PARKED)),
         ("observed", numbers[State.OBSERVED], listed(State.OBSERVED)),
         (

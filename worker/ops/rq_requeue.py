@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from worker.actions import ActRefused, Asked, Desk, replay
 from worker.domain import InvoiceKey
-from worker.errors import JournalUnavailable, QueueUnavailable
+from worker.errors import JournalUnavailable, QueueUnavailable, RecordInvalid
 from worker.record import InvoiceRow, State
 
 REASON = "requeued in RQ"
@@ -83,7 +83,10 @@ def invoice_of(desk: Desk, job_id: str) -> InvoiceKey:
 
 
 def _requeue(desk: Desk, key: InvoiceKey, job_id: str, by: str) -> str:
-    history = desk.journal.history(key)
+    try:
+        history = desk.journal.history(key)
+    except RecordInvalid as error:
+        raise ActRefused(str(error)) from error
     against = _against(history.row, desk) if history else "the journal does not know it"
     if against:
         raise ActRefused(against)

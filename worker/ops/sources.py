@@ -1,4 +1,4 @@
-"""The usage sources: what is configured, when each was last asked for an invoice, and how it is.
+"""The usage sources: what is configured, what the journal knows of each, and how it is now.
 
 They are asked only by a press of the button, all at once, and none is waited for longer than the
 page allows.
@@ -6,9 +6,11 @@ page allows.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -18,17 +20,24 @@ from flask.typing import ResponseReturnValue
 
 from worker.asking import ask, watermark_of
 from worker.config import Config
-from worker.errors import ReconcilerError
+from worker.domain import Component, utc
+from worker.errors import ReconcilerError, RecordInvalid
 from worker.ops.access import person
 from worker.ops.board import board
+from worker.ops.limits import closed_afterwards, limited, outlasting
 from worker.overviews import Filter
 from worker.ports import Journal, UsageSource
-from worker.record import State
+from worker.record import EntryKind, History, State
 from worker.wiring import open_sources
 
 WAIT_SECONDS = 10.0
 
-_LOOKED_AT = 20  # invoices, the newest issued ones
+_LOOKED_AT = 20  # invoices, the newest that were counted
+_MOST_STOPPED = 100  # invoices, of each source
+_COUNTED = (State.ISSUED, State.OBSERVED)
+_STOPPED = (State.WAITING, State.RETRYING, State.HELD)
+_TROUBLE = (EntryKind.WAITING, EntryKind.FAILED, EntryKind.HELD)
+_BEHIND = re.compile(r" has usage only up to ([^\s,]+)")
 
 log = structlog.get_logger("ops")
 
@@ -42,11 +51,33 @@ class Answer:
     watermark: datetime | None = None  # None: it cannot say
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What a source said at a moment, by the journal."""
+
+    source: str
+    at: datetime
+    counted: bool = False
+    watermark: datetime | None = None
+    trouble: str = ""  # why an invoice did not go on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the journal knows of a source: the last it said of each thing, and what it stops."""
+
+    counted: Said | None
+    complete: Said | None
+    trouble: Said | None
+    stopped: int  # invoices that wait, retry or are held, with its name in the reason
+
+
 def sources() -> ResponseReturnValue:
     """Show the configured sources, without asking any."""
     return _page({})
 
 
+@limited
 def ask_sources() -> ResponseReturnValue:
     """Ask every source how it is, at once and for a bounded time."""
     log.info("ops_sources_asked", by=person().name)
@@ -54,6 +85,7 @@ def ask_sources() -> ResponseReturnValue:
     missing = [told for told in config.missing_secrets if told.startswith("usage_sources.")]
     try:
         opened = {} if missing else open_sources(config, board().measures)
+        closed_afterwards(opened)
     except ReconcilerError as error:
         missing, opened = [str(error)], {}
     return _page(_answers(opened), missing)
@@ -65,7 +97,10 @@ def _page(answers: Mapping[str, Answer], faults: list[str] | None = None) -> str
         "ops/sources.html",
         sources=config.usage_sources,
         components=_components(config),
-        last_asked=_last_asked(desk.journal),
+        known=_known(desk.journal, config),
+        stopped=[state.value for state in _STOPPED],
+        most_stopped=_MOST_STOPPED,
+        mode=config.rules.mode,
         answers=answers,
         faults=faults or [],
         now=desk.now(),
@@ -82,16 +117,68 @@ def _components(config: Config) -> Mapping[str, list[str]]:
     return found
 
 
-def _last_asked(journal: Journal) -> Mapping[str, datetime]:
-    """Return when each source last counted for one of the newest issued invoices."""
-    found: dict[str, datetime] = {}
-    newest = journal.search(Filter(states=(State.ISSUED,), newest_first=True), _LOOKED_AT)
-    for listed in newest.invoices:
-        history = journal.history(listed.row.key)
-        for tally in history.tallies if history else ():
-            asked_at = tally.evidence.asked_at
-            found[tally.source] = max(asked_at, found.get(tally.source, asked_at))
+def _known(journal: Journal, config: Config) -> Mapping[str, Known]:
+    """Read what sources said of the newest counted invoices, and of those they stop now."""
+    newest = journal.listed(Filter(states=_COUNTED, newest_first=True), _LOOKED_AT)
+    said: list[Said] = []
+    for listed in newest:
+        with suppress(RecordInvalid):  # its own page tells of it
+            if history := journal.history(listed.row.key):
+                said += _said(history, config.rules.components, tuple(config.usage_sources))
+    found: dict[str, Known] = {}
+    for name in config.usage_sources:
+        wanted = Filter(states=_STOPPED, reason=_naming(name), newest_first=True)
+        rows = [listed.row for listed in journal.listed(wanted, _MOST_STOPPED)]
+        told = [_trouble(name, row.updated_at, row.reason) for row in rows]
+        of_it = [*told, *(one for one in said if one.source == name)]
+        found[name] = Known(
+            counted=_last(one for one in of_it if one.counted),
+            complete=_last(one for one in of_it if one.watermark),
+            trouble=_last(one for one in of_it if one.trouble),
+            stopped=len(rows),
+        )
     return found
+
+
+def _said(
+    history: History, components: Mapping[str, Component], names: Sequence[str]
+) -> Iterator[Said]:
+    """Yield what sources said of one invoice; of one that was observed, no evidence is kept."""
+    for tally in history.tallies:
+        evidence = tally.evidence
+        yield Said(
+            source=tally.source,
+            at=evidence.asked_at,
+            counted=True,
+            watermark=evidence.watermark,
+        )
+    for entry in history.entries:
+        if entry.kind is EntryKind.PREVIEWED:
+            for charge in entry.data.get("charges", ()):
+                if component := components.get(charge.get("component")):
+                    yield Said(source=component.source, at=entry.at, counted=True)
+        reason = str(entry.data.get("reason", "")) if entry.kind in _TROUBLE else ""
+        yield from (_trouble(name, entry.at, reason) for name in names if _naming(name) in reason)
+
+
+def _naming(source: str) -> str:
+    """Return what a reason says of a source."""
+    return f'source "{source}"'
+
+
+def _trouble(source: str, at: datetime, reason: str) -> Said:
+    """Read a reason that names a source; the one that waits for its watermark tells it."""
+    _, _, rest = reason.partition(_naming(source))
+    behind = _BEHIND.match(rest)
+    try:
+        watermark = utc(datetime.fromisoformat(behind[1])) if behind else None
+    except ValueError:
+        watermark = None
+    return Said(source=source, at=at, watermark=watermark, trouble=reason)
+
+
+def _last(said: Iterable[Said]) -> Said | None:
+    return max(said, key=lambda one: one.at, default=None)
 
 
 def _answers(opened: Mapping[str, UsageSource]) -> Mapping[str, Answer]:
@@ -101,11 +188,12 @@ def _answers(opened: Mapping[str, UsageSource]) -> Mapping[str, Answer]:
     def look(name: str) -> None:
         found[name] = _asked(opened, name)
 
-    threads = [threading.Thread(target=look, args=(name,), daemon=True) for name in opened]
-    for thread in threads:
+    threads = {name: threading.Thread(target=look, args=(name,), daemon=True) for name in opened}
+    for thread in threads.values():
         thread.start()
+    outlasting(threads)
     deadline = time.monotonic() + WAIT_SECONDS
-    for thread in threads:
+    for thread in threads.values():
         thread.join(max(deadline - time.monotonic(), 0))
     late = Answer(fault=f"no answer within {WAIT_SECONDS:g} s")
     return {name: found.get(name, late) for name in opened}

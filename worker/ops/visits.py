@@ -15,8 +15,9 @@ from typing import Any
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from worker.config import Config
+from worker.errors import ConfigError
 from worker.journal import journal_file
-from worker.sections import UserSection
+from worker.sections import SHORTEST_KEY, UserSection
 
 LASTS = timedelta(hours=12)
 
@@ -74,15 +75,23 @@ class Visits:
             return None
 
     def _signer(self, use: str) -> URLSafeTimedSerializer:
-        return URLSafeTimedSerializer(
-            self._key, salt=use, signer_kwargs={"digest_method": hashlib.sha256}
-        )
+        return signer(self._key, use)
 
 
 def open_visits(config: Config) -> Visits:
-    """Make what signs, with a key that all processes of this installation share."""
+    """Make what signs visits."""
+    return Visits(config.ops.users, session_key(config))
+
+
+def session_key(config: Config) -> bytes:
+    """Return the key that all processes of this installation sign with."""
     given = config.ops.session_key
-    return Visits(config.ops.users, given.encode() if given else _kept_key(config))
+    return given.encode() if given else _kept_key(config)
+
+
+def signer(key: bytes, use: str) -> URLSafeTimedSerializer:
+    """Make what signs for one use; what it signed is of no other."""
+    return URLSafeTimedSerializer(key, salt=use, signer_kwargs={"digest_method": hashlib.sha256})
 
 
 def digest(text: str) -> bytes:
@@ -105,4 +114,7 @@ def _kept_key(config: Config) -> bytes:
             pass
         finally:
             fresh.unlink()
-    return path.read_text().encode()
+    key = path.read_text()
+    if len(key) < SHORTEST_KEY:
+        raise ConfigError([f"{path} is cut short: delete it, and start again to get a whole one"])
+    return key.encode()
