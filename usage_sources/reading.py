@@ -174,6 +174,18 @@ def lagging(now: datetime, lag_seconds: float | None) -> datetime | None:
     return None if lag_seconds is None else now - timedelta(seconds=lag_seconds)
 
 
+def stated_watermark(
+    place: str, rows: Sequence[Sequence[Any]], read: Callable[[Any], datetime]
+) -> datetime:
+    """Return the one moment that a watermark_query gave; SourceInvalid: it gave no such."""
+    if len(rows) != 1 or len(rows[0]) != 1:
+        raise SourceInvalid(f"{place}: watermark_query must give one value")
+    try:
+        return read(rows[0][0])
+    except ValueError as error:
+        raise SourceInvalid(f"{place}: watermark_query: {shown(rows[0][0])} {error}") from None
+
+
 def nobody(now: datetime) -> UsageQuery:
     """Ask for nobody's usage over no time, to see that a source answers at all.
 

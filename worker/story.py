@@ -63,8 +63,7 @@ def story_text(history: History) -> str:
 def last_seen(history: History) -> dict[str, Any]:
     """Return what the platform last said of the invoice; empty when it was never fetched."""
     kinds = (EntryKind.FETCHED, EntryKind.ISSUED)
-    seen = (e.data for e in reversed(history.entries) if e.kind in kinds)
-    return next((data for data in seen if isinstance(data, dict)), {})
+    return next((e.data for e in reversed(history.entries) if e.kind in kinds), {})
 
 
 def charges_by_id(history: History) -> dict[str, dict[str, Any]]:

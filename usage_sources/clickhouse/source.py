@@ -28,10 +28,9 @@ from usage_sources.reading import (
     moment_at,
     nobody,
     nothing_used,
-    shown,
+    stated_watermark,
 )
 from worker.domain import Evidence, Tally, UsageQuery
-from worker.errors import SourceInvalid
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:]+")
 _PORT, _SECURE_PORT = 8123, 8443
@@ -230,14 +229,7 @@ class ClickHouseSource:
         guards = {name: GUARDS[name] for name in table.layout.guards}
         text = self.watermark_query.strip().rstrip(";")
         rows = asking.rows(Statement(text=text, settings=guards))
-        if len(rows) != 1 or len(rows[0]) != 1:
-            raise SourceInvalid(f"{self._place}: watermark_query must give one value")
-        try:
-            return self._moment(rows[0][0])
-        except ValueError as error:
-            raise SourceInvalid(
-                f"{self._place}: watermark_query: {shown(rows[0][0])} {error}"
-            ) from None
+        return stated_watermark(self._place, rows, self._moment)
 
     def _moment(self, value: Any) -> datetime:
         if self.time_format == "native":

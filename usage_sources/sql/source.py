@@ -22,7 +22,7 @@ from usage_sources.reading import (
     moment_at,
     nobody,
     nothing_used,
-    shown,
+    stated_watermark,
     with_zone,
 )
 from usage_sources.sql.database import Answer, Database, read_url
@@ -31,7 +31,6 @@ from usage_sources.sql.statements import Columns
 from usage_sources.sql.table import TableReader
 from usage_sources.sql.text import TextReader, check_query, tells_metrics_apart
 from worker.domain import Evidence, Tally, UsageQuery
-from worker.errors import SourceInvalid
 
 _COLUMNS = ("subject_column", "time_column", "metric_column", "quantity_column", "unique_column")
 
@@ -258,14 +257,7 @@ class SqlSource:
         if self.watermark_query is None:
             return lagging(now, self.watermark_lag_seconds)
         rows = self._database.rows(connection, sa.text(self.watermark_query), {})[1]
-        if len(rows) != 1 or len(rows[0]) != 1:
-            raise SourceInvalid(f"{self._database.place}: watermark_query must give one value")
-        try:
-            return self._moment(rows[0][0])
-        except ValueError as error:
-            raise SourceInvalid(
-                f"{self._database.place}: watermark_query: {shown(rows[0][0])} {error}"
-            ) from None
+        return stated_watermark(self._database.place, rows, self._moment)
 
     def _moment(self, value: Any) -> datetime:
         if self.time_format in EPOCH_UNITS:
