@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -49,7 +48,7 @@ def test_an_event_counts_once(source: MeterSource) -> None:
     """Sent again, alone or twice in a batch, however it is written, it is a duplicate."""
     one = used("1.50", id="a")
     elsewhere = one.at.astimezone(timezone(timedelta(hours=5, minutes=45)))
-    again = replace(one, at=elsewhere, quantity=Decimal("1.5"))
+    again = one._replace(at=elsewhere, quantity=Decimal("1.5"))
     assert append(source, one, again) == [STORED, DUPLICATE]
     assert append(source, again, used("2", id="b"), one) == [DUPLICATE, STORED, DUPLICATE]
     assert append(source, one, again) == [DUPLICATE, DUPLICATE]
@@ -69,7 +68,7 @@ CHANGES: list[dict[str, Any]] = [
 def test_other_content_is_a_conflict(source: MeterSource, change: dict[str, Any]) -> None:
     """A name that is there with anything else changes nothing, across batches or in one."""
     one = used(id="a")
-    other = replace(one, **change)
+    other = one._replace(**change)
     assert append(source, one, other) == [STORED, CONFLICT]
     assert append(source, other, one) == [CONFLICT, DUPLICATE]
     assert value(source) == 1
@@ -88,7 +87,7 @@ def test_all_or_nothing_is_nothing_with_a_conflict(source: MeterSource) -> None:
     """One conflict keeps the whole batch out; without all or nothing, only itself."""
     one = used(id="a")
     append(source, one)
-    batch = [used(id="b"), replace(one, quantity=Decimal(2)), one, used(id="c")]
+    batch = [used(id="b"), one._replace(quantity=Decimal(2)), one, used(id="c")]
     verdicts = [STORED, CONFLICT, DUPLICATE, STORED]
     assert append(source, *batch, all_or_nothing=True) == verdicts
     assert value(source) == 1
@@ -125,7 +124,7 @@ def test_nothing_is_stored_of_nothing(source: MeterSource) -> None:
 def test_what_cannot_be_kept_is_refused(source: MeterSource, change: dict[str, Any]) -> None:
     """A value that some database could not give back is a ValueError, and its batch is not in."""
     with pytest.raises(ValueError, match=r"."):
-        append(source, used(), replace(used(), **change))
+        append(source, used(), used()._replace(**change))
     append(source, used())
     assert value(source) == 1
 
@@ -163,7 +162,7 @@ def test_a_duplicate_moves_no_cut_off(source: MeterSource) -> None:
     append(source, one)
     first = source.count([query()])[0].evidence.stored_until
     append(source, one)
-    append(source, replace(one, metric="pages"), used(), all_or_nothing=True)
+    append(source, one._replace(metric="pages"), used(), all_or_nothing=True)
     assert source.count([query()])[0].evidence.stored_until == first
 
 
@@ -294,7 +293,7 @@ def test_a_locked_file_is_waited_for_and_then_told(tmp_path: Path) -> None:
         append(source, used())
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(SourceUnavailable, match="locked"):
+            with pytest.raises(SourceUnavailable, match="locked; another program is writing to it"):
                 append(source, used())
             assert value(source) == 1
             other.execute("ROLLBACK")
@@ -375,7 +374,7 @@ def test_a_series_that_was_rolled_back_gets_no_events_of_another(
         meter.append([used(id="first")], all_or_nothing=False)
         break_an_append(meter, path, ours)
         (meter, second)[writers - 1].append([others], all_or_nothing=False)
-        meter.append([ours, replace(others, id="other's again")], all_or_nothing=False)
+        meter.append([ours, others._replace(id="other's again")], all_or_nothing=False)
     assert stored_in(path) == {
         ("S-1", "calls"): {"first"},
         ("S-2", "calls"): {"ours"},
@@ -389,7 +388,7 @@ def test_a_refused_batch_leaves_its_series_to_be_made(tmp_path: Path) -> None:
     ours, others = used(id="ours", subject="S-2"), used(id="other's", subject="S-3")
     with closing(SqliteMeter(path, 5)) as meter:
         meter.append([first], all_or_nothing=False)
-        meter.append([ours, replace(first, quantity=Decimal(2))], all_or_nothing=True)
+        meter.append([ours, first._replace(quantity=Decimal(2))], all_or_nothing=True)
         for each in (others, ours):
             meter.append([each], all_or_nothing=True)
     assert stored_in(path) == {
@@ -476,6 +475,18 @@ def test_two_that_make_the_tables_at_once_do_not_mistake_each_other(tmp_path: Pa
         assert meter.append([used()], all_or_nothing=False) == [Verdict.STORED]
 
 
+def test_the_evidence_names_the_file_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody elsewhere finds it, however the settings write it; and it stays the same file."""
+    monkeypatch.chdir(tmp_path)
+    with closing(MeterSource(url="sqlite:///usage.db")) as source:
+        append(source, used())
+        monkeypatch.chdir("/")
+        (tally,) = source.count([query()])
+    assert tally.evidence.source == f"meter sqlite:///{tmp_path}/usage.db"
+
+
 def test_another_programs_file_is_refused(tmp_path: Path) -> None:
     """A database that is not a meter's, or no database, is named and left as it is."""
     path = tmp_path / "other.db"
@@ -489,7 +500,7 @@ def test_another_programs_file_is_refused(tmp_path: Path) -> None:
         assert path.read_bytes() == before
         path.write_bytes(b"no database " * 100)
         for asking in (source.check, lambda: append(source, used())):
-            with pytest.raises(SourceInvalid, match="not a database"):
+            with pytest.raises(SourceInvalid, match="not a database; correct url"):
                 asking()
 
 

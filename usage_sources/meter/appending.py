@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from typing import NamedTuple, Protocol
-from zlib import crc32
 
 from usage_sources.reading import EARLIEST, LATEST, exact_sum, microseconds, stored_quantity
 from worker.metering import UsageEvent, Verdict
 
 HOUR = 3_600_000_000  # microseconds
 ROLL_FROM = 2_000  # events of a series, about; with fewer, adding up single events is as fast
-SAMPLED = 16  # one event of so many is counted towards that, by its id: to count each costs a
-# write to the row of every series in a batch
+SAMPLED = 16  # one event of so many is counted towards that, from a place in the batch that its
+# moment gives: to count each costs a write to the row of every series
 
 Name = tuple[str, str]  # an event's source and id
 Pair = tuple[str, str]  # a series' subject and metric
@@ -28,22 +27,10 @@ _EARLIEST, _LATEST = microseconds(EARLIEST), microseconds(LATEST)
 class Row(NamedTuple):
     """One event as it is stored; two with equal rows are the same event sent twice."""
 
-    source: str
-    id: str
-    subject: str
-    metric: str
+    name: Name
+    pair: Pair
     at: int  # microseconds since 1970
     quantity: Decimal
-
-    @property
-    def name(self) -> Name:
-        """What names it for good."""
-        return self.source, self.id
-
-    @property
-    def pair(self) -> Pair:
-        """Which series it belongs to."""
-        return self.subject, self.metric
 
 
 @dataclass(slots=True, eq=False)
@@ -111,11 +98,12 @@ def append_rows(tx: Appending, rows: Sequence[Row], *, all_or_nothing: bool) -> 
     if not new or (all_or_nothing and Verdict.CONFLICT in verdicts):
         return verdicts
     stored_at = tx.tick()
-    series = tx.series(dict.fromkeys(row.pair for row in new), stored_at)
-    tx.add_events(new, [series[row.pair].id for row in new], stored_at)
+    found = tx.series(dict.fromkeys(row.pair for row in new), stored_at)
+    series = [found[row.pair] for row in new]
+    tx.add_events(new, [state.id for state in series], stored_at)
     if hours := _hours(new, series):
         tx.add_to_hours(hours, stored_at)
-    _grow(tx, (series[row.pair] for row in new if crc32(row.id.encode()) % SAMPLED == 0))
+    _grow(tx, series[stored_at % SAMPLED :: SAMPLED])
     return verdicts
 
 
@@ -147,12 +135,9 @@ def judged(rows: Sequence[Row], stored: Mapping[Name, Row]) -> tuple[list[Verdic
     return verdicts, new
 
 
-def _hours(
-    rows: Iterable[Row], series: Mapping[Pair, SeriesState]
-) -> dict[tuple[int, int], HourSum]:
+def _hours(rows: Sequence[Row], series: Sequence[SeriesState]) -> dict[tuple[int, int], HourSum]:
     hours: dict[tuple[int, int], HourSum] = {}
-    for row in rows:
-        state = series[row.pair]
+    for row, state in zip(rows, series, strict=True):
         if not state.rolled:
             continue
         key = (state.id, row.at // HOUR)
@@ -164,18 +149,18 @@ def _hours(
 
 
 def _row(event: UsageEvent) -> Row:
-    source, name, subject, metric = event.source, event.id, event.subject, event.metric
+    source, name, subject, metric, moment, quantity = event
     texts = f"{source}{name}{subject}{metric}"
     if not texts.isascii():
         texts.encode()  # half of a surrogate pair is a ValueError
     if not (source and name and subject and metric) or "\0" in texts:
         raise ValueError("an event's source, id, subject or metric is empty or holds a NUL")
-    if event.at.tzinfo is None:
-        raise ValueError(f"{event.at} has no time zone")
-    at = microseconds(event.at)
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment} has no time zone")
+    at = microseconds(moment)
     if not _EARLIEST <= at < _LATEST:
-        raise ValueError(f"{event.at} is not between 1980 and 9999")
-    return Row(source, name, subject, metric, at, _quantity(event.quantity))
+        raise ValueError(f"{moment} is not between 1980 and 9999")
+    return Row((source, name), (subject, metric), at, _quantity(quantity))
 
 
 def _quantity(quantity: Decimal) -> Decimal:

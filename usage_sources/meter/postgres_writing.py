@@ -41,8 +41,12 @@ class PostgresAppending:
 
     def stored(self, rows: Sequence[Row]) -> Mapping[Name, Row]:
         digests = [_digest(row.name) for row in rows]
-        found = (Row(*each) for each in self._connection.execute(_STORED, [digests]))
-        return {row.name: row for row in found}
+        return {
+            (source, name): Row((source, name), (subject, metric), at, quantity)
+            for source, name, subject, metric, at, quantity in self._connection.execute(
+                _STORED, [digests]
+            )
+        }
 
     def tick(self) -> int:
         row = self._connection.execute(
@@ -70,12 +74,13 @@ class PostgresAppending:
         return found
 
     def add_events(self, rows: Sequence[Row], series: Sequence[int], stored_at: int) -> None:
-        sources = {source: self._source(source) for source in sorted({row.source for row in rows})}
+        sources = {name: self._source(name) for name in sorted({row.name[0] for row in rows})}
         into = "COPY meter_events (source, id, digest, series, at, quantity, stored_at) FROM STDIN"
         with self._connection.cursor() as cursor, cursor.copy(into) as copy:
             for row, number in zip(rows, series, strict=True):
-                name = (sources[row.source], row.id, _digest(row.name))
-                copy.write_row((*name, number, row.at, row.quantity, stored_at))
+                source, name = row.name
+                named = (sources[source], name, _digest(row.name))
+                copy.write_row((*named, number, row.at, row.quantity, stored_at))
 
     def add_to_counts(self, counts: Mapping[int, int]) -> None:
         self._connection.execute(

@@ -74,7 +74,7 @@ class SqliteAppending:
                 _STORED, (ids, number)
             ):
                 quantity = read(millionths, exact)
-                found[source, name] = Row(source, name, subject, metric, at, quantity)
+                found[source, name] = Row((source, name), (subject, metric), at, quantity)
         return found
 
     def tick(self) -> int:
@@ -85,7 +85,8 @@ class SqliteAppending:
         return int(stored_at)
 
     def series(self, pairs: Collection[Pair], stored_at: int) -> Mapping[Pair, SeriesState]:
-        found = {pair: self._known[pair] for pair in pairs if pair in self._known}
+        known = self._known.get
+        found = {pair: state for pair in pairs if (state := known(pair)) is not None}
         if missing := [pair for pair in pairs if pair not in found]:
             found |= self._series(missing)
             found |= self._make_series([pair for pair in missing if pair not in found], stored_at)
@@ -103,20 +104,18 @@ class SqliteAppending:
         }
 
     def add_events(self, rows: Sequence[Row], series: Sequence[int], stored_at: int) -> None:
-        sources = {source: self._made_source(source) for source in {row.source for row in rows}}
+        sources = {name: self._made_source(name) for name in {row.name[0] for row in rows}}
+        values = [
+            (sources[source], name, number, at // DAY, at, *written(quantity), stored_at)
+            for ((source, name), _, at, quantity), number in zip(rows, series, strict=True)
+        ]
         self._connection.executemany(
-            "INSERT OR IGNORE INTO meter_days VALUES (?)", {(row.at // DAY,) for row in rows}
+            "INSERT OR IGNORE INTO meter_days VALUES (?)", {(value[3],) for value in values}
         )
         self._connection.executemany(
             "INSERT INTO meter_events (source, id, series, day, at, millionths, exact, stored_at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    *(sources[row.source], row.id, number, row.at // DAY, row.at),
-                    *(*written(row.quantity), stored_at),
-                )
-                for row, number in zip(rows, series, strict=True)
-            ],
+            values,
         )
 
     def add_to_counts(self, counts: Mapping[int, int]) -> None:
