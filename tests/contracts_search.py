@@ -188,6 +188,55 @@ class SearchContract:
         with pytest.raises(TypeError):
             several.search(wanted, 2)
 
+    def test_what_is_due_comes_longest_due_first(self, journal: SqlJournal) -> None:
+        """Whatever its age and state; and only what is free, where that is asked."""
+        for number, name in enumerate(("INV-BUSY", "INV-LATER", "INV-DEAD", "INV-LONG", "INV-NOT")):
+            known(journal, key(name), NOW + number * MINUTE)
+        journal.wake(key("INV-LATER"), by_hand(EntryKind.REPLAYED, NOW + HOUR))
+        for name, at in (("INV-BUSY", NOW + 2 * HOUR), ("INV-DEAD", NOW + 2 * HOUR - LEASE)):
+            claimed(journal, key(name), at)
+        settled(journal, key("INV-LONG"), State.ISSUED, at=NOW + HOUR)
+        journal.wake(key("INV-LONG"), by_hand(EntryKind.REPLAYED, NOW - MINUTE))
+        journal.wake(key("INV-NOT"), by_hand(EntryKind.REPLAYED, NOW + 2 * HOUR))
+        due = ["INV-LONG", "INV-BUSY", "INV-DEAD", "INV-LATER"]
+        assert found(journal, due_since=NOW + HOUR) == due
+        assert found(journal, due_since=NOW + HOUR, newest_first=True) == due[::-1]
+        free = {"due_since": NOW + HOUR, "free_at": NOW + 2 * HOUR}
+        assert found(journal, **free) == ["INV-LONG", "INV-DEAD", "INV-LATER"]
+        assert found(journal, states=(State.DUE,), **free) == ["INV-DEAD", "INV-LATER"]
+        journal.pause(act("pause", at=NOW))
+        assert found(journal, **free) == []
+
+    @pytest.mark.parametrize("platform", ["", "eu"])
+    def test_what_is_paused_since_then_is_found(self, journal: SqlJournal, platform: str) -> None:
+        """By the pause of its platform or of all, from the moment of that pause on."""
+        known(journal, key("INV-EU", "eu"), NOW)
+        known(journal, key("INV-US", "us"), NOW)
+        journal.pause(act("pause", platform, NOW + MINUTE))
+        stopped = ["INV-EU"] if platform else ["INV-EU", "INV-US"]
+        assert sorted(found(journal, due_since=NOW, paused_since=NOW + MINUTE)) == stopped
+        assert found(journal, paused_since=NOW) == []
+
+    def test_what_is_unchanged_comes_longest_so_first(self, journal: SqlJournal) -> None:
+        """By its last change, not by its age."""
+        for number, minutes in enumerate((5, 3, 9, 4)):
+            settled(journal, key(f"INV-{number}"), State.HELD, at=NOW + number * MINUTE)
+            again = Entry(kind=EntryKind.HELD, at=NOW + minutes * MINUTE, data={"reason": ""})
+            claim = claimed(journal, key(f"INV-{number}"), again.at)
+            journal.settle(claim, [again], Outcome(state=State.HELD, reason=""))
+        known(journal, KEY)
+        wanted = {"states": (State.HELD,), "unchanged_since": NOW + 5 * MINUTE}
+        assert found(journal, **wanted) == ["INV-1", "INV-3", "INV-0"]
+
+    def test_only_a_list_by_age_has_further_pages(self, several: SqlJournal) -> None:
+        """Another order has a first page and the whole number; a place in it cannot be asked."""
+        wanted = Filter(due_since=NOW + DAY, newest_first=True)
+        known(several, key("INV-DUE-2"), NOW)
+        page = several.search(wanted, 1)
+        assert (names(page), page.total, page.after) == (["INV-DUE"], 2, None)
+        with pytest.raises(ValueError, match="by age"):
+            several.listed(wanted, 1, page.invoices[0].cursor)
+
     @pytest.mark.parametrize(
         ("since", "until", "hit"),
         [

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,9 +26,9 @@ from worker.errors import ConfigError, JournalUnavailable
 from worker.journal import open_journal
 from worker.journal.sqlite import SqliteJournal
 from worker.metrics import Numbers
-from worker.notices import TOO_OLD, Channel, Notice, Notices, NotTold
+from worker.notices import PARKED, PAUSED, TOO_OLD, Channel, Notice, Notices, NotTold
 from worker.notices_channels import Mail, Post, open_channels
-from worker.record import Entry, EntryKind, Outcome, State
+from worker.record import Act, Entry, EntryKind, Outcome, State
 from worker.sections import NoticesSection
 from worker.wiring import open_notices, open_service
 
@@ -128,7 +128,7 @@ def test_a_cause_is_told_once_an_interval(journal: SqliteJournal, clock: FakeClo
 
 
 def test_nothing_is_told_where_nothing_is_wrong(journal: SqliteJournal, clock: FakeClock) -> None:
-    """Young, parked and issued invoices are nobody's trouble."""
+    """Young invoices, and one that was parked just now, are nobody's trouble."""
     journal.wake(other_key(1), Entry(kind=EntryKind.FOUND, at=NOW - 23 * HOUR))
     journal.wake(other_key(2), Entry(kind=EntryKind.FOUND, at=NOW - 99 * HOUR))
     parked = Entry(kind=EntryKind.PARKED, at=NOW, data={"reason": "wait for a credit note"})
@@ -195,16 +195,87 @@ def test_an_invoice_whose_worker_died_lately_is_late_too(
 
 
 def test_an_unreadable_record_silences_no_notice(journal: SqliteJournal, clock: FakeClock) -> None:
-    """It is counted, and the others are named."""
-    for number in (1, 2):
+    """What stands in no entry is told of it too: that it is due, and that it is parked."""
+    for number in (1, 2, 3):
         found = Entry(kind=EntryKind.FOUND, at=NOW - (30 - number) * HOUR)
         journal.wake(other_key(number), found)
-    url, damaged = f"sqlite:///{journal.path}", other_key(1).invoice_id
-    tamper(url, f"UPDATE entries SET data = '5' WHERE invoice_id = '{damaged}'")
+    park(journal, 3, NOW - 26 * HOUR)
+    url = f"sqlite:///{journal.path}"
+    for number in (1, 3):
+        damaged = other_key(number).invoice_id
+        tamper(url, f"UPDATE entries SET data = '5' WHERE invoice_id = '{damaged}'")
+    told = Told()
+    assert notices(journal, clock, told).tell() == 2
+    late, parked = told.got
+    assert (late.count, [key for key, _ in late.first]) == (2, [other_key(1), other_key(2)])
+    assert f"- {other_key(3)}: parked since 2015-12-01T11:00:00Z: a dispute" in parked.text()
+
+
+def park(journal: SqliteJournal, number: int, at: datetime) -> None:
+    """Let a person park an invoice that is known."""
+    data = {"by": "ana", "reason": f"a dispute over {number}"}
+    assert journal.park(other_key(number), Entry(kind=EntryKind.PARKED, at=at, data=data))
+
+
+def test_what_is_parked_for_long_is_told(journal: SqliteJournal, clock: FakeClock) -> None:
+    """Not before the limit, and then since when, by whom and why, the one parked first first."""
+    for number, hours in ((1, 90), (2, 80), (3, 70), (4, 60)):
+        found = Entry(kind=EntryKind.FOUND, at=NOW - timedelta(hours=hours))
+        journal.wake(other_key(number), found)
+    for number, hours in ((1, 24), (2, 30), (3, 26), (4, 23)):
+        park(journal, number, NOW - timedelta(hours=hours))
+    journal.wake(other_key(2), Entry(kind=EntryKind.DELIVERED, at=NOW - 25 * HOUR))
+    released = Entry(kind=EntryKind.RELEASED, at=NOW, data={"by": "ana", "reason": "settled"})
+    assert journal.release(other_key(3), released)
     told = Told()
     assert notices(journal, clock, told).tell() == 1
     (notice,) = told.got
-    assert (notice.count, [key for key, _ in notice.first]) == (2, [other_key(2)])
+    assert (notice.cause, notice.count, notice.oldest_at) == (PARKED, 2, NOW - 30 * HOUR)
+    assert notice.subject == "2 invoices: Parked by hand"
+    assert [key for key, _ in notice.first] == [other_key(2), other_key(1)]
+    line = "parked by ana since 2015-12-01T07:00:00Z: a dispute over 2"
+    assert f"- {other_key(2)}: {line}" in notice.text()
+    assert "reconciler release" in notice.text()
+
+
+def pause(journal: SqliteJournal, at: datetime, platform: str = "", reason: str = "") -> None:
+    """Let a person pause a platform."""
+    journal.pause(Act(at=at, by="ana", verb="pause", reason=reason, platform=platform))
+
+
+def test_what_a_pause_stops_for_long_is_told(journal: SqliteJournal, clock: FakeClock) -> None:
+    """With the pause, by whom, since when and why; not as late: workers and sweep are well."""
+    for number, hours in ((1, 26), (2, 25), (3, 1)):
+        found = Entry(kind=EntryKind.FOUND, at=NOW - timedelta(hours=hours))
+        journal.wake(other_key(number), found)
+    pause(journal, NOW - 26 * HOUR, "billforward", "a wrong rate, s3cr3t-7731")
+    pause(journal, NOW - 23 * HOUR, "", "lunch")
+    told = Told()
+    assert notices(journal, clock, told).tell() == 1
+    (notice,) = told.got
+    assert (notice.cause, notice.count, notice.oldest_at) == (PAUSED, 2, NOW - 26 * HOUR)
+    assert notice.text().splitlines()[:4] == [
+        "2 invoices: Stopped by a pause.",
+        "billforward is paused by ana since 2015-12-01T11:00:00Z: a wrong rate, ***",
+        "The oldest since 2015-12-01T11:00:00Z:",
+        f"- {other_key(1)}: due since 2015-12-01T11:00:00Z",
+    ]
+    assert "reconciler resume" in notice.text()
+    (told_pause,) = notice.as_json()["pauses"]
+    assert (told_pause["platform"], told_pause["by"]) == ("billforward", "ana")
+    clock.advance(hours=1)
+    assert notices(journal, clock, told).tell() == 1
+    assert "Every platform is paused by ana since 2015-12-01T14:00:00Z: lunch" in told.got[1].text()
+
+
+def test_a_pause_that_is_young_or_stops_nothing_is_not_told(
+    journal: SqliteJournal, clock: FakeClock
+) -> None:
+    """Whoever paused an hour ago knows, however late the invoices; nor is another platform's."""
+    journal.wake(other_key(1), Entry(kind=EntryKind.FOUND, at=NOW - 99 * HOUR))
+    pause(journal, NOW - 99 * HOUR, "stripe")
+    pause(journal, NOW - HOUR, "billforward")
+    assert notices(journal, clock, Told()).tell() == 0
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
@@ -466,6 +537,7 @@ def test_mail_is_sent_to_all(mailbox: Mailbox, notice: Notice) -> None:
         ({"MAIL": ["550 go away"]}, 0, "answered 550"),
         ({"RCPT": ["550 unknown", "550 unknown"]}, 0, "SMTPRecipientsRefused"),
         ({"RCPT": ["550 unknown"]}, 1, ""),
+        ({"QUIT": ["451 not now"]}, 1, ""),
     ],
 )
 def test_mail_is_repeated_once_where_that_can_help(

@@ -112,6 +112,21 @@ def test_what_is_held_is_late_since_its_last_run(journal: SqliteJournal, filler:
     assert (late.row.key, late.since, late.told) == (key_of(2), NOW - HOUR, "held")
 
 
+def test_what_is_held_for_longest_is_late_for_longest(
+    journal: SqliteJournal, filler: Filler
+) -> None:
+    """By its last run: an older invoice that was replayed and held anew is held since then."""
+    for number, at in ((1, LONG_AGO), (2, NOW - 2 * DAY), (1, NOW - DAY)):
+        asked = Entry(kind=EntryKind.REPLAYED, at=at, data={"by": "ana", "reason": "x"})
+        journal.wake(key_of(number), asked)
+        entry = Entry(kind=EntryKind.HELD, at=at, data={"reason": UNMAPPED})
+        held = Outcome(state=State.HELD, reason=UNMAPPED)
+        journal.settle(filler.claim(key_of(number), at), [entry], held)
+    late = most_overdue(journal, NOW)
+    assert late is not None
+    assert (late.row.key, late.since) == (key_of(2), NOW - 2 * DAY)
+
+
 def test_the_scrape_tells_age_and_lateness_apart(
     tmp_path: Path, journal: SqliteJournal, filler: Filler, redis_url: str
 ) -> None:

@@ -194,11 +194,13 @@ def test_what_another_version_wrote_is_named_by_verify(
     demand_held(journal, 7)
 
 
-def test_the_latest_readable_invoice_is_overdue(url: str, journal: SqlJournal) -> None:
-    """One whose record cannot be read hides no other that is due behind it."""
+def test_an_unreadable_invoice_is_overdue_too(url: str, journal: SqlJournal) -> None:
+    """That it is due, and that no worker takes it, stands in no entry; nor does it hide others."""
     damage(url, "5", 1)
-    assert most_overdue(journal, NOW) is None
-    journal.wake(other_key(1), entry(EntryKind.FOUND))
+    late = most_overdue(journal, NOW)
+    assert late is not None
+    assert (late.row.key, late.since) == (KEY, NOW)
+    journal.wake(other_key(1), entry(EntryKind.FOUND, at=NOW - LEASE))
     late = most_overdue(journal, NOW)
     assert late is not None
     assert late.row.key == other_key(1)

@@ -1,4 +1,4 @@
-"""Notices: tells people of held invoices and of old ones, a cause at a time.
+"""Notices: tells people of held invoices and of those that wait for too long, a cause at a time.
 
 The sweep calls this after each round. What was told, and when, stands in the journal: any number
 of sweeps on any number of machines tell a channel once in each interval. Telling never stops or
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any, Protocol
 
 import structlog
@@ -23,11 +22,10 @@ from worker.logs import masked
 from worker.metrics import NOTICES, Numbers
 from worker.overviews import Filter
 from worker.ports import Journal
-from worker.record import InvoiceRow, State
+from worker.record import Act, EntryKind, InvoiceRow, State
 
 _AGAIN_AFTER = timedelta(minutes=10)  # a channel that failed may yet have delivered
 _MOST_NAMED = 5
-_MOST_OLD = 1000  # counted; of more, the notice says so
 
 TOO_OLD = Cause(
     key="too_old",
@@ -35,6 +33,18 @@ TOO_OLD = Cause(
     mend="Their time has come, and no worker takes them. Let reconciler doctor look at workers,"
     " sweep, Redis and platform, and mend what it names; nothing needs to be replayed.",
 )
+PARKED = Cause(
+    key="parked",
+    title="Parked by hand",
+    mend="When what an invoice waits for is done, let it go with reconciler release. One that was"
+    " settled on the platform, close with reconciler close.",
+)
+PAUSED = Cause(
+    key="paused",
+    title="Stopped by a pause",
+    mend="Nothing of a paused platform is issued until somebody runs reconciler resume.",
+)
+_DUE = (TOO_OLD, PAUSED)
 
 log = structlog.get_logger("notices")
 
@@ -49,23 +59,26 @@ class Notice:
 
     cause: Cause
     count: int
-    at_least: bool  # there are more than were counted
     oldest_at: datetime
     now: datetime
     first: tuple[tuple[InvoiceKey, str], ...]  # the oldest, with their reasons
+    pauses: tuple[Act, ...] = ()  # what stops them
     url: str  # empty: there is no page
 
     @property
     def subject(self) -> str:
         """Say it in one line."""
-        number = f"{self.count}{'+' if self.at_least else ''}"
         noun = "invoice" if self.count == 1 else "invoices"
-        held = "" if self.cause is TOO_OLD else " held"
-        return f"{number} {noun}{held}: {self.cause.title}"
+        held = "" if self.cause in (*_DUE, PARKED) else " held"
+        return f"{self.count} {noun}{held}: {self.cause.title}"
 
     def text(self) -> str:
         """Say it to a person."""
-        lines = [f"{self.subject}.", f"The oldest since {utc_text(self.oldest_at)}:"]
+        lines = [f"{self.subject}."]
+        for act in self.pauses:
+            stopped = act.platform or "Every platform"
+            lines.append(f"{stopped} is paused by {act.by} since {utc_text(act.at)}: {act.reason}")
+        lines.append(f"The oldest since {utc_text(self.oldest_at)}:")
         lines += [f"- {key}: {reason}" for key, reason in self.first]
         if (more := self.count - len(self.first)) > 0:
             lines.append(f"- and {more} more")
@@ -79,12 +92,20 @@ class Notice:
             "title": self.cause.title,
             "mend": self.cause.mend,
             "count": self.count,
-            "at_least": self.at_least,
             "oldest_at": utc_text(self.oldest_at),
             "oldest_seconds": int((self.now - self.oldest_at).total_seconds()),
             "invoices": [
                 {"platform": key.platform, "invoice": key.invoice_id, "reason": reason}
                 for key, reason in self.first
+            ],
+            "pauses": [
+                {
+                    "platform": act.platform or None,
+                    "by": act.by,
+                    "reason": act.reason,
+                    "at": utc_text(act.at),
+                }
+                for act in self.pauses
             ],
             "url": self.url or None,
             "text": self.text(),
@@ -110,7 +131,7 @@ class Notices:
     channels: Sequence[Channel]
     now: Callable[[], datetime]
     every: timedelta  # between two notices of one cause
-    older_than: timedelta  # an invoice that is due for so long, and not taken, is told of too
+    older_than: timedelta  # what is due, parked or paused for so long is told of too
     page_url: str = ""
     secrets: Collection[str] = field(default=(), repr=False)
     numbers: Numbers
@@ -155,57 +176,59 @@ class Notices:
     def _notices(self) -> Iterator[Notice]:
         """Yield a notice for each cause, whether it is its time or not."""
         now = self.now()
-        for held in self.journal.overview(now).held:
-            wanted = Filter(states=(State.HELD,), cause=held.cause.key)
-            page = self.journal.search(wanted, _MOST_NAMED)
-            if page.invoices:  # it may have been replayed meanwhile
-                rows = [one.row for one in page.invoices]
-                yield self._notice(held.cause, rows, page.total, now)
         limit = now - self.older_than
-        late = self._late(now, limit)
-        readable = filter(None, map(self._row, late))
-        rows = list(islice((r for r in readable if _is_due(r, limit)), _MOST_NAMED))
-        if rows:  # they may have been taken meanwhile
-            yield self._notice(TOO_OLD, rows, len(late), now)
-
-    def _late(self, now: datetime, limit: datetime) -> Sequence[InvoiceKey]:
-        """Name what is due since the limit and nobody works on now, longest overdue first."""
-        late: list[InvoiceKey] = []
-        known = set(self.journal.due(limit, _MOST_OLD))  # all but those with a lease since then
-        for key in self.journal.due(now, _MOST_OLD):
-            if key not in known and (row := self._row(key)) and not _is_due(row, limit):
-                break  # so are all behind it
-            late.append(key)
-        return late
-
-    def _row(self, key: InvoiceKey) -> InvoiceRow | None:
-        """Read where an invoice stands; of an unreadable record, the worker that takes it tells."""
-        with suppress(RecordInvalid):
-            history = self.journal.history(key)
-            return history.row if history else None
-        return None
+        overview = self.journal.overview(now)
+        for held in overview.held:
+            wanted = Filter(states=(State.HELD,), cause=held.cause.key)
+            yield from self._notice(held.cause, wanted, now)
+        yield from self._notice(TOO_OLD, Filter(due_since=limit, free_at=now), now)
+        parked = Filter(states=(State.PARKED,), unchanged_since=limit)
+        yield from self._notice(PARKED, parked, now)
+        pauses = [
+            replace(act, reason=masked(act.reason, self.secrets))
+            for act in overview.paused.values()
+            if act.at <= limit
+        ]
+        if pauses:
+            paused = Filter(due_since=limit, paused_since=limit)
+            yield from self._notice(PAUSED, paused, now, pauses)
 
     def _notice(
-        self, cause: Cause, rows: Sequence[InvoiceRow], count: int, now: datetime
-    ) -> Notice:
-        due = cause is TOO_OLD
-        return Notice(
-            cause=cause,
-            count=count,
-            at_least=due and count == _MOST_OLD,
-            oldest_at=(rows[0].due_at if due else None) or rows[0].first_seen_at,
-            now=now,
-            first=tuple(
-                (row.key, masked(_due(row) if due else row.reason, self.secrets)) for row in rows
-            ),
-            url=self.page_url,
-        )
+        self, cause: Cause, wanted: Filter, now: datetime, pauses: Sequence[Act] = ()
+    ) -> Iterator[Notice]:
+        """Yield the notice of the invoices that are found; none: they were taken meanwhile."""
+        page = self.journal.search(wanted, _MOST_NAMED)
+        rows = [one.row for one in page.invoices]
+        told = [self._told(cause, row) for row in rows]
+        if told:
+            yield Notice(
+                cause=cause,
+                count=page.total,
+                oldest_at=min(since for since, _ in told),
+                now=now,
+                first=tuple(
+                    (row.key, masked(text, self.secrets))
+                    for row, (_, text) in zip(rows, told, strict=True)
+                ),
+                pauses=tuple(pauses),
+                url=self.page_url,
+            )
 
+    def _told(self, cause: Cause, row: InvoiceRow) -> tuple[datetime, str]:
+        """Return since when an invoice is what it is told for, and what to say of it."""
+        if cause is PARKED:
+            return self._parked(row)
+        if cause in _DUE and row.due_at is not None:
+            since = f"due since {utc_text(row.due_at)}"
+            return row.due_at, f"{since}; the last: {row.reason}" if row.reason else since
+        return row.first_seen_at, row.reason
 
-def _is_due(row: InvoiceRow, limit: datetime) -> bool:
-    return row.due_at is not None and row.due_at <= limit
-
-
-def _due(row: InvoiceRow) -> str:
-    since = f"due since {utc_text(row.due_at)}" if row.due_at else "due"
-    return f"{since}; the last: {row.reason}" if row.reason else since
+    def _parked(self, row: InvoiceRow) -> tuple[datetime, str]:
+        """Read who parked it and when, where the record can be read."""
+        since, by = row.updated_at, ""
+        with suppress(RecordInvalid):
+            history = self.journal.history(row.key)
+            for entry in history.entries if history else ():
+                if entry.kind is EntryKind.PARKED:
+                    since, by = entry.at, f" by {entry.data.get('by', '')}"
+        return since, f"parked{by} since {utc_text(since)}: {row.reason}"

@@ -6,6 +6,7 @@ import smtplib
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
@@ -72,10 +73,12 @@ class Mail:
     def _send(self, notice: Notice) -> None:
         try:
             message = _message(notice, self.settings)
-            with self._connected() as server:
+            with closing(self._connected()) as server:
                 if self.settings.smtp_user:
                     server.login(self.settings.smtp_user, self.settings.smtp_password)
                 refused = server.send_message(message)
+                with suppress(smtplib.SMTPException, OSError):  # it has the mail by now
+                    server.quit()
         except smtplib.SMTPResponseException as error:
             kind = _Passing if 400 <= error.smtp_code < 500 else NotTold
             raise kind(f"the server answered {error.smtp_code}") from None

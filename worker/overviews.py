@@ -31,6 +31,7 @@ class Filter:
     """Which invoices to show, and in which order; what is empty leaves out nothing.
 
     Texts are found in any place, with letters A to Z of either case; ids are compared as a whole.
+    The order is by age; where it is by another moment, only a first page can be asked for.
     """
 
     states: tuple[State, ...] = ()
@@ -43,6 +44,10 @@ class Filter:
     text: str = ""  # a part of the id or of the reason
     since: datetime | None = None  # a usage charge's period reaches beyond it
     until: datetime | None = None  # a usage charge's period starts before it
+    due_since: datetime | None = None  # then or before; those longest due come first
+    unchanged_since: datetime | None = None  # those longest unchanged come first
+    paused_since: datetime | None = None  # its platform, or every one, is paused since then
+    free_at: datetime | None = None  # no worker is at it then, and its platform is not paused
     newest_first: bool = False
 
     def __post_init__(self) -> None:
@@ -50,7 +55,8 @@ class Filter:
             object.__setattr__(self, name, fact(getattr(self, name)))
         for name in ("reason", "text"):
             object.__setattr__(self, name, one_line(getattr(self, name))[:_MOST_TEXT])
-        for name in ("since", "until"):
+        moments = ("since", "until", "due_since", "unchanged_since", "paused_since", "free_at")
+        for name in moments:
             moment = getattr(self, name)
             object.__setattr__(self, name, moment and utc(moment))
 
@@ -108,7 +114,7 @@ class Page:
 
     invoices: tuple[Listed, ...]
     total: int  # how many it lets through in all, exactly
-    after: Cursor | None  # what to ask the next page with; None: there is none
+    after: Cursor | None  # what to ask the next page with; None: there is none, or it is not by age
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from string import ascii_lowercase, ascii_uppercase
 
 from worker.causes import cause_named
 from worker.domain import InvoiceKey, Period, Span, utc
-from worker.journal.acts import paused
+from worker.journal.acts import UNPAUSED, paused
 from worker.journal.codec import moment_of, stamp
 from worker.journal.rows import component_pattern, facts_of, id_of, invoice_of
 from worker.journal.store import Row, Transaction
@@ -28,8 +28,18 @@ from worker.overviews import (
 )
 from worker.record import EntryKind, State
 
+FREE = f"(lease_until IS NULL OR lease_until <= ?) AND {UNPAUSED}"
+_PAUSED = "SELECT 1 FROM pauses p WHERE p.platform IN ('', invoices.platform) AND p.at <= ?"
+_MOMENTS = {
+    "since": "period_end > ?",
+    "until": "period_start < ?",
+    "due_since": "due_at <= ?",
+    "unchanged_since": "updated_at <= ?",
+    "paused_since": f"EXISTS ({_PAUSED})",
+    "free_at": FREE,
+}
+
 _AGE = ("first_seen_at", "platform", "invoice_id")
-_KEY = ", ".join(_AGE)
 _HOUR_LETTERS = len("2015-12-02T13")
 _BILLED = f"'{State.ISSUED}', '{State.CLOSED}'"
 
@@ -45,7 +55,8 @@ def search(tx: Transaction, wanted: Filter, limit: int, after: Cursor | None) ->
     more = len(rows) > limit
     shown = [_listed(row) for row in rows[:limit]]
     total = len(shown) if after is None and not more else _count(tx, wanted, conditions)
-    return Page(invoices=tuple(shown), total=total, after=shown[-1].cursor if more else None)
+    goes_on = more and _moment(wanted) == _AGE[0]
+    return Page(invoices=tuple(shown), total=total, after=shown[-1].cursor if goes_on else None)
 
 
 def listed(tx: Transaction, wanted: Filter, limit: int, after: Cursor | None) -> list[Listed]:
@@ -119,10 +130,9 @@ def _conditions(folded: str, wanted: Filter) -> Iterator[Condition]:
             yield f"{column} = ?", [value]
     if wanted.cause:
         yield f"state = '{State.HELD}' AND cause = ?", [wanted.cause]
-    if wanted.since:
-        yield "period_end > ?", [stamp(wanted.since)]
-    if wanted.until:
-        yield "period_start < ?", [stamp(wanted.until)]
+    for name, condition in _MOMENTS.items():
+        if moment := getattr(wanted, name):
+            yield condition, [stamp(moment)]
     if wanted.component:
         patterns = component_pattern(wanted.component), f'"{wanted.component}"'
         named = f"state != '{State.ISSUED}' AND {_like(folded, 'reason')}"
@@ -153,24 +163,36 @@ def _page(
     limit: int,
 ) -> list[Row]:
     """Read the first rows behind a place; of each state in turn, as its index has their order."""
+    moment = _moment(wanted)
+    # Thousands may be due at one moment: by it alone they are not sorted further.
+    names = _AGE if moment == _AGE[0] else (moment,)
     down, beyond = (" DESC", "<") if wanted.newest_first else ("", ">")
-    order = ", ".join(f"{name}{down}" for name in _AGE)
+    order = ", ".join(f"{name}{down}" for name in names)
     if after is not None:
+        if names != _AGE:
+            raise ValueError("only a list by age goes on behind a place")
         place = [stamp(after.first_seen_at), *id_of(after.key)]
-        conditions = [*conditions, (f"({_KEY}) {beyond} (?, ?, ?)", place)]
+        conditions = [*conditions, (f"({', '.join(_AGE)}) {beyond} (?, ?, ?)", place)]
     parts, values = [], []
     for number, one in enumerate(_by_state(wanted, conditions)):
         parts.append(
-            f"SELECT * FROM (SELECT {_KEY} FROM invoices {_where(one)}"
+            f"SELECT * FROM (SELECT {moment}, platform, invoice_id FROM invoices {_where(one)}"
             f" ORDER BY {order} LIMIT ?) AS part{number}"
         )
         values += [*_values(one), limit]
     return tx.rows(
         f"""SELECT i.* FROM (SELECT * FROM ({" UNION ALL ".join(parts)}) AS parts
-        ORDER BY {order} LIMIT ?) AS page JOIN invoices i USING ({_KEY})
-        ORDER BY {order}""",
+        ORDER BY {order} LIMIT ?) AS page JOIN invoices i USING (platform, invoice_id)
+        ORDER BY {", ".join(f"i.{name}{down}" for name in names)}""",
         [*values, limit],
     )
+
+
+def _moment(wanted: Filter) -> str:
+    """Name the moment in whose order the invoices are."""
+    if wanted.due_since:
+        return "due_at"
+    return "updated_at" if wanted.unchanged_since else _AGE[0]
 
 
 def _count(tx: Transaction, wanted: Filter, conditions: Sequence[Condition]) -> int:

@@ -288,8 +288,7 @@ class SqlJournal:
 
     def due(self, at: datetime, limit: int = 1000) -> Sequence[InvoiceKey]:
         rows = self._rows(
-            f"""SELECT platform, invoice_id FROM invoices
-            WHERE due_at <= ? AND (lease_until IS NULL OR lease_until <= ?) AND {acts.UNPAUSED}
+            f"""SELECT platform, invoice_id FROM invoices WHERE due_at <= ? AND {search.FREE}
             ORDER BY due_at LIMIT ?""",
             [stamp(at), stamp(at), limit],
         )

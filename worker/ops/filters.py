@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
 
 from werkzeug.datastructures import MultiDict
 
@@ -42,12 +43,13 @@ def read_query(given: MultiDict[str, str]) -> Query:
     states = tuple(dict.fromkeys(map(_state, given.getlist("state"))))
     newest = given.get("order") == NEWEST
     since, until = _day(days["since"]), _day(days["until"])
+    asked: dict[str, Any] = {_TEXTS[name]: text for name, text in texts.items()}
     wanted = Filter(
         states=states,
         since=since,
         until=until and min(until, _LAST_DAY) + timedelta(days=1),  # the day itself is meant too
         newest_first=newest,
-        **{_TEXTS[name]: text for name, text in texts.items()},
+        **asked,
     )
     params: Params = {name: text for name, text in (texts | days).items() if text}
     if states:
