@@ -11,7 +11,8 @@ import builders
 
 from worker.domain import Delivery, Invoice, InvoiceState, Owner, Tally, UsageCharge, UsageQuery
 from worker.errors import OutcomeUnknown, ReconcilerError, Stopped
-from worker.ports import ChargeWrite
+from worker.ports import ChargeWrite, IssueWrite
+from worker.record import Exchange
 
 
 @dataclass
@@ -74,10 +75,12 @@ class FakePlatform:
         for charge_id, quantity in quantities.items():
             if failed is None and stopping():
                 failed = Stopped("not sent")
+            exchange = None
             if failed is None:
                 failed = self._written(charge_id, quantity)
+                exchange = _exchange(f"POST /charges/{charge_id} {quantity}", failed)
             charge = None if failed else self.charges[charge_id]
-            yield ChargeWrite(charge_id=charge_id, charge=charge, error=failed)
+            yield ChargeWrite(charge_id=charge_id, charge=charge, error=failed, exchange=exchange)
 
     def preview(self, invoice: Invoice, quantities: Mapping[str, int]) -> Sequence[UsageCharge]:
         """Say what the charges would cost."""
@@ -87,20 +90,18 @@ class FakePlatform:
             for one, n in quantities.items()
         ]
 
-    def issue(self, invoice: Invoice) -> Invoice:
+    def issue(self, invoice: Invoice) -> IssueWrite:
         """Move the invoice out of pending."""
         failure = self._failure("issue")
-        if failure is not None and "issue" not in self.lost_answers:
-            raise failure
-        self.issues += 1
-        total = invoice.total + sum((c.amount for c in self.charges.values()), Decimal(0))
-        issued = replace(
-            builders.invoice(state=InvoiceState.UNPAID), id=invoice.id, total=total, version=2
-        )
-        self.invoices[invoice.id] = issued
-        if failure is not None:
-            raise failure
-        return issued
+        exchange = _exchange(f"POST /invoices/{invoice.id}/issue", failure)
+        if failure is None or "issue" in self.lost_answers:
+            self.issues += 1
+            total = invoice.total + sum((c.amount for c in self.charges.values()), Decimal(0))
+            self.invoices[invoice.id] = replace(
+                builders.invoice(state=InvoiceState.UNPAID), id=invoice.id, total=total, version=2
+            )
+        issued = self.invoices[invoice.id] if failure is None else None
+        return IssueWrite(invoice=issued, error=failure, exchange=exchange)
 
     def pending_invoices(self, offset: int) -> Sequence[str]:
         """Return the pending invoices, two a page."""
@@ -135,6 +136,10 @@ class FakePlatform:
         self.steps.append(step)
         waiting = self.failures.get(step, [])
         return waiting.pop(0) if waiting else None
+
+
+def _exchange(request: str, failed: ReconcilerError | None) -> Exchange:
+    return Exchange(request, "200 written" if failed is None else str(failed))
 
 
 def lost(step: str) -> OutcomeUnknown:

@@ -40,7 +40,7 @@ class Installation:
         """Make the endpoint, in this process."""
         return create_app(load_config(self.folder / "config.toml", self.environ)).test_client()
 
-    def run(self, *arguments: str) -> str:
+    def run(self, *arguments: str, code: int = 0) -> str:
         """Run a command in a process of its own; return what it logged."""
         done = subprocess.run(
             [sys.executable, "-m", "worker", *arguments],
@@ -49,7 +49,7 @@ class Installation:
             text=True,
             timeout=60,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == code, done.stderr
         return done.stderr
 
 
@@ -77,7 +77,9 @@ def installation(folder: Path, sandbox: RunningSandbox, redis_url: str, more: st
     return Installation(folder, environ)
 
 
-def put_invoice(sandbox: RunningSandbox, component: str = "Text messages") -> None:
+def put_invoice(
+    sandbox: RunningSandbox, component: str = "Text messages", invoice_type: str = "Subscription"
+) -> None:
     """Put the article's invoice into the sandbox."""
     charge = {
         "id": "CHG-8960CF32-A993-4EFA-8F48-26EB1F1A",
@@ -94,7 +96,7 @@ def put_invoice(sandbox: RunningSandbox, component: str = "Text messages") -> No
     }
     sandbox.control.put_invoice(
         id=INV,
-        type="Subscription",
+        type=invoice_type,
         state="Pending",
         subscriptionID=SUB,
         periodStart="2015-12-02T12:18:51Z",

@@ -38,6 +38,7 @@ SECRETS = {
     "session key": "sess1on/K+y&" + "9b" * 16,
 }
 TOKEN = SECRETS["platform token"]
+ECHO = {"changedBy": f"Authorization: Bearer {TOKEN}"}  # in every good answer of the platform
 START, END = "2015-11-02T12:18:51Z", "2015-12-02T12:18:51Z"
 LEAKY = """
 import os
@@ -299,6 +300,7 @@ def _put_usage_and_invoices(folder: Path, sandbox: RunningSandbox) -> None:
             "pricingComponentValue": 0,
             "periodStart": START,
             "periodEnd": END,
+            "extra": ECHO,
             "price": {
                 "model": "tiered",
                 "tiers": [{"lower": 0, "upper": None, "type": "unit", "price": 1}],
@@ -312,6 +314,7 @@ def _put_usage_and_invoices(folder: Path, sandbox: RunningSandbox) -> None:
             periodStart=END,
             periodEnd="2016-01-02T12:18:51Z",
             charges=[charge],
+            extra=ECHO,
             notify=False,
         )
         if fault is not None:
@@ -333,8 +336,8 @@ def asked(run: Run) -> None:
         *((f"show {invoice_id(number)} --json", {}) for number in (1, 4)),
         *((f"show {invoice_id(number)}", {}) for number in (2, 8)),
         *((each, {}) for each in ("doctor", "doctor --json", "list", "list --json")),
-        (f"replay {invoice_id(1)} --wait 9", {}),
-        (f"replay {invoice_id(4)} --wait 0 --json", {}),
+        (f"replay {invoice_id(1)} --reason again --wait 9", {}),
+        (f"replay {invoice_id(4)} --reason again --wait 0 --json", {}),
         *((each, lost) for each in ("list", "work", "serve")),
         ("doctor", refused),
         *((each, wrong) for each in ("doctor", "work")),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import structlog
+from contracts_platform import PlatformContract, Stage
 from sandbox_builders import FEE, february_invoice, usage_charge
+from structlog.contextvars import bound_contextvars, merge_contextvars
+from structlog.testing import capture_logs
 
 from sandbox.process import RunningSandbox, running_sandbox
 from sandbox.wire import Json
@@ -21,7 +27,8 @@ from worker.errors import (
     TransientError,
 )
 from worker.platforms.billforward import BillForward
-from worker.ports import ChargeWrite
+from worker.ports import BillingPlatform, ChargeWrite
+from worker.record import Exchange
 
 JANUARY = Period(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC))
 UNKNOWN = "CHG-00000000-0000-4000-8000-00000000"
@@ -166,7 +173,8 @@ def test_recalculate_and_issue(sandbox: RunningSandbox, slept: list[float], how:
     assert {one.charge_id: one.charge and one.charge.quantity for one in found} == quantities
     assert [one.error for one in found] == [None] * 51
     assert standing(platform, invoice) == quantities
-    issued = platform.issue(invoice)
+    issued = platform.issue(invoice).invoice
+    assert issued is not None
     assert issued.state is InvoiceState.UNPAID
     assert issued.total == 5 + sum(Decimal("0.02") * (q - 100) for q in quantities.values())
     assert fetched(platform, invoice.id) == issued
@@ -186,7 +194,9 @@ def test_worked_example(sandbox: RunningSandbox, slept: list[float]) -> None:
     found = write(platform, invoice, quantities)
     assert {str(one.charge.amount) for one in found if one.charge} == {"0.10", "0.00"}
     assert standing(platform, invoice) == quantities
-    assert str(platform.issue(invoice).total) == "5.10"
+    issued = platform.issue(invoice).invoice
+    assert issued is not None
+    assert str(issued.total) == "5.10"
 
 
 @pytest.mark.parametrize("atomic", [True, False])
@@ -332,15 +342,14 @@ def test_issue_is_sent_once(sandbox: RunningSandbox, slept: list[float], fault: 
     platform = adapter(sandbox, slept)
     invoice = fetched(platform, put(sandbox))
     sandbox.control.add_fault(times=None, match={"method": "POST"}, **fault)
-    with pytest.raises(TransientError) as caught:
-        platform.issue(invoice)
+    error = platform.issue(invoice).error
     record = sandbox.control.record()
     assert (len(record.sent("POST")), slept, record.broken) == (1, [], [])
     if fault["kind"] == "rate_limit":
-        assert type(caught.value) is PlatformUnavailable
-        assert caught.value.retry_after == timedelta(seconds=3)
+        assert type(error) is PlatformUnavailable
+        assert error.retry_after == timedelta(seconds=3)
     else:
-        assert type(caught.value) is OutcomeUnknown
+        assert type(error) is OutcomeUnknown
     happened = fetched(platform, invoice.id).state is InvoiceState.UNPAID
     assert happened is carried_out(fault)
     assert record.issues == ({invoice.id: 1} if happened else {})
@@ -351,8 +360,7 @@ def test_issue_carried_out_late(sandbox: RunningSandbox, slept: list[float]) -> 
     platform = adapter(sandbox, slept)
     invoice = fetched(platform, put(sandbox))
     sandbox.control.add_fault("late_commit", seconds=0, match={"method": "POST"})
-    with pytest.raises(OutcomeUnknown):
-        platform.issue(invoice)
+    assert type(platform.issue(invoice).error) is OutcomeUnknown
     assert fetched(platform, invoice.id).state is InvoiceState.UNPAID
     assert sandbox.control.record().issues == {invoice.id: 1}
 
@@ -362,8 +370,9 @@ def test_slow_platform(sandbox: RunningSandbox, slept: list[float]) -> None:
     platform = adapter(sandbox, slept, read_timeout_seconds=0.1)
     invoice = fetched(platform, put(sandbox))
     sandbox.control.add_fault("latency", seconds=0.4, match={"method": "POST"})
-    with pytest.raises(OutcomeUnknown, match="no answer in time"):
-        platform.issue(invoice)
+    error = platform.issue(invoice).error
+    assert type(error) is OutcomeUnknown
+    assert "no answer in time" in str(error)
     assert fetched(platform, invoice.id).state is InvoiceState.UNPAID
     assert_nothing_broken(sandbox)
 
@@ -377,8 +386,9 @@ def test_voided_meanwhile(sandbox: RunningSandbox, slept: list[float]) -> None:
     sandbox.control.patch_invoice(invoice.id, state="Voided")
     (one,) = write(platform, invoice, quantities)
     assert type(one.error) is PlatformRefused
-    with pytest.raises(PlatformRefused, match="InconsistentState"):
-        platform.issue(invoice)
+    error = platform.issue(invoice).error
+    assert type(error) is PlatformRefused
+    assert "InconsistentState" in str(error)
     assert fetched(platform, invoice.id).state is InvoiceState.VOIDED
     assert slept == []
     assert_nothing_broken(sandbox)
@@ -391,6 +401,104 @@ def test_calls_are_counted(sandbox: RunningSandbox, slept: list[float]) -> None:
     write(platform, invoice, wanted(platform, invoice))
     platform.issue(invoice)
     assert platform.calls == len(sandbox.control.record().requests) == 54
+
+
+class TestBillForward(PlatformContract):
+    """The adapter against the contract, each way of writing; the platform echoes its token."""
+
+    @pytest.fixture(name="stage", params=["each", "batch"])
+    def _stage(
+        self, request: pytest.FixtureRequest, sandbox: RunningSandbox, slept: list[float]
+    ) -> Stage:
+        platform = adapter(sandbox, slept, recalculation=request.param, concurrency=1)
+        echo = {"changedBy": f"Bearer {sandbox.token}"}
+        charges = [usage_charge(number, extra=echo) for number in range(2)]
+        invoice = fetched(platform, put(sandbox, charges=charges, extra=echo))
+        first, second = (charge.id for charge in platform.usage_charges(invoice))
+        refusal: Json = {"error_type": "X", "message": f"no more {sandbox.token}", "status": 400}
+        posted = {"method": "POST"}
+        return Stage(
+            platform=cast(BillingPlatform, platform),
+            invoice=invoice,
+            charge_ids=(first, second),
+            refuse_next=lambda: sandbox.control.add_fault("error", match=posted, **refusal),
+            lose_next=lambda: sandbox.control.add_fault("drop_after", match=posted),
+            secret=sandbox.token,
+        )
+
+
+def test_what_went_over_the_wire_is_told(sandbox: RunningSandbox, slept: list[float]) -> None:
+    """The request as it was sent, the status and the beginning of the answer with its size."""
+    platform = adapter(sandbox, slept)
+    invoice = fetched(platform, put(sandbox))
+    (charge,) = platform.usage_charges(invoice)
+    (one,) = write(platform, invoice, {charge.id: 105})
+    assert one.exchange is not None
+    assert one.exchange.request == (
+        f'POST /charges/{charge.id}/recalculate {{"pricingComponentValue": 105,'
+        ' "recalculationBehaviour": "RecalculateWithLatestPricing"}'
+    )
+    assert one.exchange.answer.startswith("200 {")
+    assert f'"id":"{charge.id}"' in one.exchange.answer
+    assert re.search(r"… \(\d{4} bytes\)$", one.exchange.answer)
+    issued = platform.issue(invoice).exchange
+    assert issued is not None
+    assert issued.request.startswith(f'POST /invoices/{invoice.id}/recalculate {{"newState": "Unp')
+    assert issued.answer.startswith("200 {")
+
+
+def test_a_batch_is_told_once(sandbox: RunningSandbox, slept: list[float]) -> None:
+    """One request for 51 charges: its beginning and size stand with the first of them."""
+    platform = adapter(sandbox, slept, recalculation="batch")
+    invoice = fetched(platform, put(sandbox, 51))
+    first, *others = write(platform, invoice, wanted(platform, invoice))
+    assert first.exchange is not None
+    assert first.exchange.request.startswith('POST /charges/recalculate {"charges": [{"id": "CHG-')
+    assert re.search(r"… \(\d{4} bytes\)$", first.exchange.request)
+    assert {other.exchange for other in others} == {None}
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ({"kind": "html", "body": "<h1>\n 502 \x1b[2J</h1>"}, "502 <h1> 502 �[2J</h1>"),
+        ({"kind": "empty"}, "200"),
+        ({"kind": "drop_before"}, "the connection broke (ConnectionError)"),
+        ({"kind": "rate_limit"}, '429 {"errorType":"BFError","errorMessage":"too many requests"'),
+    ],
+)
+def test_what_cannot_be_read_is_told(
+    sandbox: RunningSandbox, slept: list[float], fault: Json, told: str
+) -> None:
+    """A page instead of JSON, nothing, a broken connection, a no: each as it came."""
+    platform = adapter(sandbox, slept)
+    invoice = fetched(platform, put(sandbox))
+    sandbox.control.add_fault(times=None, match={"method": "POST"}, **fault)
+    (one,) = write(platform, invoice, wanted(platform, invoice))
+    for exchange in (one.exchange, platform.issue(invoice).exchange):
+        assert isinstance(exchange, Exchange)
+        assert exchange.answer.startswith(told)
+
+
+def test_log_lines_of_the_writes_tell_the_invoice(
+    sandbox: RunningSandbox, slept: list[float]
+) -> None:
+    """Whatever writes on another thread logs with the invoice, the attempt and the trace id."""
+    platform = adapter(sandbox, slept)
+    invoice = fetched(platform, put(sandbox, 3))
+    quantities = wanted(platform, invoice)
+    threads: set[int] = set()
+
+    def told(_code: str, _seconds: float) -> None:
+        threads.add(threading.get_ident())
+        structlog.get_logger("test").warning("asked")
+
+    platform.tell_requests(told)
+    bound = {"invoice": invoice.id, "attempt": 2, "trace_id": "t-1"}
+    with capture_logs(processors=[merge_contextvars]) as found, bound_contextvars(**bound):
+        write(platform, invoice, quantities)
+    assert threading.get_ident() not in threads
+    assert [{key: one.get(key) for key in bound} for one in found] == [bound] * 3
 
 
 def test_metadata(sandbox: RunningSandbox, slept: list[float]) -> None:

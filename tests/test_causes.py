@@ -29,9 +29,12 @@ from builders import (
 )
 from fakes import FakePlatform, FakeSource
 
-from worker.causes import CAUSES, OTHER, cause_named, cause_of
+from worker.causes import CAUSES, OTHER, cause_named, cause_of, quiet_cause_of
 from worker.decision import (
+    Hold,
     Known,
+    Skip,
+    Wait,
     judge_charges,
     judge_invoice,
     judge_match,
@@ -50,6 +53,7 @@ from worker.errors import (
 )
 from worker.journal.rows import entries_of
 from worker.journal.sqlite import SqliteJournal
+from worker.metrics import DECISIONS
 from worker.outcomes import billed_elsewhere
 from worker.ports import Ports
 from worker.reconcile import hold, reconcile
@@ -258,6 +262,7 @@ def test_a_platform_that_is_gone_has_its_cause(journal: SqliteJournal) -> None:
     """An invoice of a platform that the config does not name any more is held for that."""
     reason = 'there is no platform "eu" in the config any more; add it, then replay'
     outcome = hold(KEY, reason, owner="one", journal=journal, at=NOW)
+    assert outcome is not None
     assert cause_of(outcome.reason).key == "no_platform"
 
 
@@ -274,6 +279,59 @@ def test_anything_else_is_other() -> None:
         OTHER
     }
     assert cause_named("of another version") is OTHER
+
+
+def quiet_of_invoice(*, progress: Any = None, **changed: Any) -> Wait | Skip:
+    """Wait or skip for what the invoice is."""
+    decision = judge_invoice(invoice(**changed), known(**(progress or {})), rules())
+    assert isinstance(decision, Wait | Skip)
+    return decision
+
+
+def quiet_of_charges(*charges: UsageCharge, **ruled: Any) -> Wait | Skip:
+    """Wait or skip for what the usage charges are."""
+    decision = judge_charges(charges, (), known(), rules(component(name=ODD), **ruled))
+    assert isinstance(decision, Wait | Skip)
+    return decision
+
+
+def slow() -> Wait | Hold | None:
+    """Wait for a source that is behind."""
+    return judge_watermarks([charge()], {"events": END - MINUTE}, rules(), NOW)
+
+
+QUIET: dict[str, Callable[[], Any]] = {
+    "waiting not_found_yet": lambda: judge_invoice(None, known(), rules()),
+    "waiting period_end": lambda: quiet_of_charges(charge(component=ODD), grace=HOUR),
+    "waiting source_behind": slow,
+    "waiting no_usage_charge": lambda: quiet_of_charges(grace=HOUR),
+    "waiting write_unanswered": lambda: quiet_of_invoice(
+        progress={"charges_tried": True, "unanswered_at": NOW}
+    ),
+    "waiting issue_unseen": lambda: quiet_of_invoice(progress={"issued_at": NOW}),
+    "skipped voided": lambda: quiet_of_invoice(state=InvoiceState.VOIDED),
+    "skipped not_pending": lambda: quiet_of_invoice(state=InvoiceState.PAID),
+    "skipped type": lambda: quiet_of_invoice(type="Adhoc"),
+    "skipped version": lambda: quiet_of_invoice(version=2),
+    "skipped no_usage_charge": lambda: quiet_of_charges(issue_without_usage=False),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_a_decision_to_wait_or_skip_has_its_cause(name: str) -> None:
+    """Each is counted under a word of its own, whatever the names in the reason are."""
+    decision, cause = name.split()
+    made = QUIET[name]()
+    assert isinstance(made, Wait if decision == "waiting" else Skip)
+    assert quiet_cause_of(made.reason) == cause
+    assert quiet_cause_of("of another version") == OTHER.key
+
+
+def test_causes_to_wait_or_skip_are_counted_from_the_start() -> None:
+    """Each is in the first scrape at 0, and none that never happens."""
+    assert set(DECISIONS.known) == {("issued", ""), ("confirmed", "")} | {
+        tuple(name.split()) for name in QUIET
+    }
 
 
 def test_every_cause_can_be_told() -> None:

@@ -18,6 +18,7 @@ from builders import INV
 from metrics_builders import Installation, deliver, installation, put_invoice
 
 from sandbox.process import RunningSandbox
+from webhook_app import create_app
 from worker.logs import configure_logs, masked
 
 SECRET = "s3cr3t-5d41"
@@ -165,6 +166,31 @@ def test_new_secrets_of_a_logger_in_use(capsys: pytest.CaptureFixture[str]) -> N
     configure_logs("info", "json", ["another-secret"])
     log.info("second", value="another-secret")
     assert [event.get("value") for event in lines_of(capsys)] == [None, "***"]
+
+
+def test_a_secret_that_the_endpoint_reads_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once a page has read a changed token's file, its log holds neither the new nor the old."""
+    token = tmp_path / "token"
+    token.write_text("the-former-token")
+    (tmp_path / "config.toml").write_text(
+        '[platforms.billforward]\nbase_url = "http://127.0.0.1:9/v1"\n'
+        f'[journal]\nurl = "sqlite:///{tmp_path}/journal.db"\n[log]\nformat = "json"\n'
+        "[ops]\nenabled = true\n"
+    )
+    for name, value in {
+        "RECONCILER_CONFIG": str(tmp_path / "config.toml"),
+        "RECONCILER__WEBHOOK__PASSWORD": "of-the-webhook",
+        "RECONCILER__PLATFORMS__BILLFORWARD__TOKEN_FILE": str(token),
+    }.items():
+        monkeypatch.setenv(name, value)
+    app = create_app()
+    token.write_text("the-latter-token")
+    assert "the-latter-token" in app.extensions["ops_board"].config().secrets
+    told = "the-former-token the-latter-token of-the-webhook"
+    structlog.get_logger("test").info("told", value=told)
+    assert lines_of(capsys)[-1]["value"] == "*** *** ***"
 
 
 def test_console_is_masked(capsys: pytest.CaptureFixture[str]) -> None:

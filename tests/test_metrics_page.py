@@ -75,6 +75,50 @@ def test_every_process_is_in_one_scrape(there: Installation, sandbox: RunningSan
     assert sandbox.token not in text
 
 
+def test_an_issue_is_counted_once(there: Installation, sandbox: RunningSandbox) -> None:
+    """A replay of an issued invoice only reads it back, and is counted as that."""
+    put_invoice(sandbox)
+    deliver(there.client())
+    there.run("work", "--burst")
+    for times in (1, 2):
+        there.run("replay", INV, "--reason", "is it well?", "--wait", "0", code=3)
+        there.run("work", "--burst")
+        text = scraped(there)
+        assert value(text, "reconciler_decisions_total", decision="issued", cause="") == 1
+        assert value(text, "reconciler_decisions_total", decision="confirmed", cause="") == times
+
+
+def test_an_issue_whose_answer_was_lost_is_counted(
+    there: Installation, sandbox: RunningSandbox
+) -> None:
+    """The run that reads it back first is the one that issued it."""
+    put_invoice(sandbox)
+    deliver(there.client())
+    issue = {"method": "POST", "path": "/invoices/"}
+    sandbox.control.add_fault("late_commit", seconds=0, match=issue)
+    there.run("work", "--burst")
+    assert value(scraped(there), "reconciler_decisions_total", decision="issued", cause="") == 0
+    there.run("replay", INV, "--reason", "now", "--wait", "0", code=3)
+    there.run("work", "--burst")
+    assert value(scraped(there), "reconciler_decisions_total", decision="issued", cause="") == 1
+
+
+def test_runs_are_counted_by_why_they_wait_or_skip(
+    there: Installation, sandbox: RunningSandbox
+) -> None:
+    """By a word of few, not by a reason with ids in it."""
+    deliver(there.client())
+    there.run("work", "--burst")
+    put_invoice(sandbox, invoice_type="Adhoc")
+    there.run("replay", INV, "--reason", "now", "--wait", "0", code=3)
+    there.run("work", "--burst")
+    decisions = samples(scraped(there))["reconciler_decisions_total"]
+    assert {labels: number for labels, number in decisions.items() if number} == {
+        (("cause", "not_found_yet"), ("decision", "waiting")): 1,
+        (("cause", "type"), ("decision", "skipped")): 1,
+    }
+
+
 def test_the_journal_is_told_as_it_stands(there: Installation, sandbox: RunningSandbox) -> None:
     """Held by cause, the age of the oldest, and paused platforms, all from the journal itself."""
     put_invoice(sandbox, component="Fax pages")

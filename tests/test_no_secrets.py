@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import zlib
 from base64 import b64encode
@@ -78,7 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             asked(run)
             look_at_pages(run)
             run.collect("live ")
-        run.ask("replay", invoice_id(7), "--wait", "0")
+        run.ask("replay", invoice_id(7), "--reason", "again", "--wait", "0")
         run.ask("work", "--burst", LEAKY_BUILDS="2")  # its jobs fail before they have begun
         run.collect()
         yield run
@@ -116,6 +117,15 @@ def test_the_run_met_its_failures(run: Run) -> None:
 def test_no_secret_is_left(run: Run, kind: str) -> None:
     """No file, key, output, command line, answer or page holds a secret in any form."""
     assert leaks(gathered(run, kind)) == set()
+
+
+def test_what_the_platform_echoed_was_kept_without_the_token(run: Run) -> None:
+    """The pages show requests with their answers; in good ones and in refusals it was cut out."""
+    for number, told in ((8, "200"), (9, "400")):
+        page = run.traces[f"page /ops/invoices/billforward/{invoice_id(number)}"].decode()
+        answers = re.findall("<dt>Answer</dt><dd><pre>(.*?)</pre>", page, re.DOTALL)
+        assert answers
+        assert all(one.startswith(told) and "***" in one for one in answers)
 
 
 def test_the_pages_showed_what_failed(run: Run) -> None:

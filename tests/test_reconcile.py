@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import INV, KEY, LEASE, MINUTE, NOW, delivery, frozen, other_key
@@ -27,10 +28,11 @@ from worker.errors import (
     SourceInvalid,
     SourceUnavailable,
 )
+from worker.journal.codec import canonical
 from worker.journal.sqlite import SqliteJournal
-from worker.ports import Ports
+from worker.ports import ChargeWrite, IssueWrite, Ports
 from worker.reconcile import hold, reconcile
-from worker.record import Entry, EntryKind, History, InvoiceRow, Outcome, State
+from worker.record import Entry, EntryKind, Exchange, History, InvoiceRow, Outcome, State
 
 
 @dataclass
@@ -116,6 +118,79 @@ def test_usage_is_counted_written_and_issued(world: World) -> None:
         EntryKind.ISSUED,
     ]
     assert [tally.quantity for tally in world.history.tallies] == [105]
+
+
+def told_of(world: World, kind: EntryKind) -> list[tuple[str | None, str | None]]:
+    """Return what was sent and answered, by the entries of a kind."""
+    data = [entry.data for entry in world.history.entries if entry.kind is kind]
+    return [(one.get("request"), one.get("answer")) for one in data]
+
+
+def test_what_was_sent_and_answered_is_journaled(world: World) -> None:
+    """With the answer of each write, beside what was read from it."""
+    world.run()
+    assert told_of(world, EntryKind.CHARGE_ANSWER) == [("POST /charges/CHG-1 105", "200 written")]
+    issued = (f"POST /invoices/{INV}/issue", "200 written")
+    assert told_of(world, EntryKind.ISSUE_ANSWER) == [issued]
+    assert told_of(world, EntryKind.ISSUED) == [(None, None)]
+
+
+def test_a_refusal_is_journaled_as_it_was_answered(world: World) -> None:
+    """Of a write and of the issue, with what was sent."""
+    for step in ("write CHG-1", "issue"):
+        world.platform.failures[step] = [PlatformUnavailable("429")]
+    world.run_until_settled()
+    assert [answer for _, answer in told_of(world, EntryKind.CHARGE_ANSWER)] == [
+        "429",
+        "200 written",
+    ]
+    assert [answer for _, answer in told_of(world, EntryKind.ISSUE_ANSWER)] == [
+        "429",
+        "200 written",
+    ]
+
+
+def test_what_was_sent_and_not_answered_is_journaled_with_the_failure(world: World) -> None:
+    """The intent stays open; the run's end tells what was sent, of the first of several."""
+    world.platform.failures |= {step: [lost("it")] for step in ("write CHG-1", "issue")}
+    world.platform.lost_answers = {"write CHG-1", "issue"}
+    world.run_until_settled()
+    assert told_of(world, EntryKind.FAILED) == [
+        ("POST /charges/CHG-1 105", "it: no answer in time"),
+        (f"POST /invoices/{INV}/issue", "it: no answer in time"),
+    ]
+    assert told_of(world, EntryKind.CHARGE_ANSWER) == []
+    assert told_of(world, EntryKind.ISSUE_ANSWER) == []
+
+
+def test_a_platform_that_tells_nothing_is_journaled_without(world: World) -> None:
+    """A write that came with another's request leaves no empty words."""
+
+    class Silent(FakePlatform):
+        def recalculate(self, *given: Any) -> Iterator[ChargeWrite]:
+            return (replace(write, exchange=None) for write in super().recalculate(*given))
+
+        def issue(self, invoice: Invoice) -> IssueWrite:
+            return replace(super().issue(invoice), exchange=None)
+
+    world.platform = Silent()
+    assert world.run_until_settled().state is State.ISSUED
+    assert not any({"request", "answer"} & set(entry.data) for entry in world.history.entries)
+
+
+def test_a_write_adds_little_to_the_journal(world: World) -> None:
+    """Whatever is answered, an entry stays under 10 KB with the longest that is kept."""
+    longest = Exchange(*["\U0001f4a9" * 400 + "… (1048576 bytes)"] * 2)
+
+    class Talkative(FakePlatform):
+        def recalculate(self, *given: Any) -> Iterator[ChargeWrite]:
+            return (replace(write, exchange=longest) for write in super().recalculate(*given))
+
+    world.platform = Talkative()
+    world.run()
+    sizes = [len(canonical(entry.data)) for entry in world.history.entries]
+    assert 9_000 < max(sizes) < 10_000
+    assert world.journal.verify(KEY) is None
 
 
 def test_a_second_run_does_nothing(world: World) -> None:
@@ -543,10 +618,16 @@ def test_tallies_that_are_billed_elsewhere_by_now_are_not_resumed(world: World) 
 
 
 def test_an_invoice_can_be_held_without_a_platform(world: World) -> None:
-    """What cannot be worked on as things are configured is held, unless a worker is at it."""
+    """What cannot be worked on as things are configured is held, once, unless it is not due."""
     outcome = hold(KEY, "no platform", owner="one", journal=world.journal, at=NOW)
+    assert outcome is not None
     assert outcome.state is State.HELD
     assert (world.history.row.state, world.history.row.reason) == (State.HELD, "no platform")
+    parked = Entry(kind=EntryKind.PARKED, at=NOW, data={"by": "ann", "reason": "a dispute"})
+    assert world.journal.park(KEY, parked)
+    before = world.history
+    assert hold(KEY, "no platform", owner="two", journal=world.journal, at=NOW) is None
+    assert world.history == before
 
 
 STEPS = ["invoice", "charges", "write CHG-1", "write CHG-2", "issue"]

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import format_datetime
+from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 import requests
@@ -32,6 +34,7 @@ from worker.errors import (
 )
 from worker.platforms.billforward_wire import error_of
 from worker.platforms.rest import NotFound, RestClient, RestLimits
+from worker.record import Exchange
 
 BASE = "https://bf.example/v1"
 URL = f"{BASE}/things"
@@ -73,10 +76,12 @@ def _rest(slept: list[float]) -> RestClient:
     return client(slept)
 
 
-def client(slept: list[float], base_url: str = BASE, limits: RestLimits = LIMITS) -> RestClient:
+def client(
+    slept: list[float], base_url: str = BASE, limits: RestLimits = LIMITS, token: str = TOKEN
+) -> RestClient:
     """Make a client that records its sleeps instead of sleeping."""
     return RestClient(
-        base_url, TOKEN, limits=limits, connections=4, error_of=error_of, sleep=slept.append
+        base_url, token, limits=limits, connections=4, error_of=error_of, sleep=slept.append
     )
 
 
@@ -442,6 +447,7 @@ class Local(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.manner = "good"
+        self.written: Callable[[str], bytes] = str.encode  # how "echo" writes the request's header
         self.connections = 0
         self.requests: list[str] = []
         self.ended = threading.Event()
@@ -480,6 +486,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         elif manner == "garbage":
             self.wfile.write(b"\0\0\0\r\n\r\n")
+        elif manner == "echo":
+            echoed = self.server.written(self.headers["Authorization"])
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(echoed))
+            self.wfile.write(echoed)
         elif manner == "half":
             self.wfile.write(head + b"{")
         elif manner != "drop":
@@ -596,3 +606,106 @@ def test_secrets_on_a_broken_connection(local: Local, slept: list[float]) -> Non
     assert str(error).startswith("GET /things: the connection broke")
     assert not any(hidden in str(error) for hidden in HIDDEN)
     assert TOKEN not in "".join(traceback.format_exception(error))
+
+
+# --- what is told of a write
+
+
+def heard_of(rest: RestClient) -> list[Exchange]:
+    """Post once, whatever comes of it, and return what was told."""
+    heard: list[Exchange] = []
+    with contextlib.suppress(ReconcilerError):
+        rest.post_once("/things", {"value": 7}, heard.append)
+    return heard
+
+
+def test_each_attempt_is_told(http: responses.RequestsMock, rest: RestClient) -> None:
+    """Method, path and body; status and answer, without a header; not what was never sent."""
+    for fault in (*NOT_NOW, {"json": {"results": []}, "headers": {"Set-Cookie": "x=HIDDEN"}}):
+        answer(http, CALLS["put_value"], **fault)
+    heard: list[Exchange] = []
+    rest.put_value("/things", {"value": 7}, heard.append)
+    request = 'POST /things {"value": 7}'
+    assert heard == [Exchange(request, "429"), Exchange(request, '200 {"results": []}')]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"x" * 2**20,
+        b"x \n" * 2**18,
+        bytes(range(256)) * 4096,
+        b"\\" * 2**20,
+        "\U0001f4a9".encode() * 2**18,
+        (TOKEN + " ").encode() * 2**16,
+    ],
+    ids=brief,
+)
+def test_of_a_long_answer_the_beginning_is_told(
+    http: responses.RequestsMock, rest: RestClient, body: bytes
+) -> None:
+    """A megabyte of anything is one printable line of 400 characters, and its size."""
+    http.post(URL, body=body)
+    (exchange,) = heard_of(rest)
+    assert exchange.answer.startswith("200 ")
+    assert exchange.answer[400:] == f"… ({len(body)} bytes)"
+    assert exchange.answer.isprintable()
+    assert TOKEN[:4] not in exchange.answer
+
+
+def test_a_long_request_is_cut_too(http: responses.RequestsMock, rest: RestClient) -> None:
+    """A batch of many charges is told by its beginning and size."""
+    http.post(URL, json={})
+    heard: list[Exchange] = []
+    rest.post_once("/things", {"charges": ["CHG"] * 1000}, heard.append)
+    assert heard[0].request.startswith('POST /things {"charges": ["CHG", "CHG"')
+    assert heard[0].request[400:] == "… (7013 bytes)"
+
+
+@pytest.mark.parametrize("cut_at", range(380, 402))
+def test_a_cut_leaves_no_part_of_the_token(
+    http: responses.RequestsMock, rest: RestClient, cut_at: int
+) -> None:
+    """The token is looked for in the whole answer, not in what is shown of it."""
+    http.post(URL, body="x" * (cut_at - len("200 ")) + TOKEN + "y" * 400)
+    (exchange,) = heard_of(rest)
+    assert TOKEN[:2] not in exchange.answer
+
+
+AWKWARD = "t0k/e+n=\\&\"<'%~"
+WRITTEN: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "JSON": json.dumps,
+    "JSON in JSON": lambda text: json.dumps(json.dumps(text)),
+    "PHP's JSON": lambda text: json.dumps(text).replace("/", "\\/"),
+    "JSON for HTML": lambda text: "".join(f"\\u{ord(c):04x}" for c in text),
+    "JSON, large digits": lambda text: "".join(f"\\u{ord(c):04X}" for c in text),
+    "URL": lambda text: quote(text, safe=""),
+    "URL in URL": lambda text: quote(quote(text, safe=""), safe=""),
+    "form": quote_plus,
+    "HTML": escape,
+    "HTML, numbers": lambda text: "".join(f"&#{ord(c)};" for c in text),
+    "HTML, hex": lambda text: "".join(f"&#x{ord(c):02X};" for c in text),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32-be"])
+@pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN.keys())
+def test_an_echoed_token_is_not_told(
+    local: Local, slept: list[float], written: Callable[[str], str], encoding: str
+) -> None:
+    """However the platform writes our header into its answer, the token is cut out of it."""
+    local.manner = "echo"
+    local.written = lambda header: f"[{written(header)}]".encode(encoding)
+    rest = client(slept, local.url, token=AWKWARD)
+    (exchange,) = heard_of(rest)
+    assert "***" in exchange.answer
+    assert exchange.answer.rstrip('"\\]').endswith("***")
+    assert "t0k" not in exchange.answer
+
+
+def test_an_empty_token_cuts_nothing(http: responses.RequestsMock, slept: list[float]) -> None:
+    """Where there is no secret, nothing is masked."""
+    http.post(URL, json={"a": 1})
+    (exchange,) = heard_of(client(slept, token=""))
+    assert exchange.answer == '200 {"a": 1}'

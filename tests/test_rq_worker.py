@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from builders import INV, KEY, LEASE, delivery
 from redis import Redis
-from rq import Queue
+from rq import Queue, Worker
 from rq.job import Job
 from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
@@ -27,8 +28,10 @@ from sandbox.process import RunningSandbox
 from worker.doorbell import FUNCTION, Doorbell, job_id_of
 from worker.errors import QueueUnavailable
 from worker.journal.sqlite import SqliteJournal
+from worker.metrics import families
+from worker.pulse import pulse
 from worker.record import Entry, EntryKind, State
-from worker.rq_worker import plain
+from worker.rq_worker import plain, worker_name
 from worker.sweep import Sweep
 
 SUB = "SUB-926F46F4-CED2-475E-9E0E-8CF78A49"
@@ -131,9 +134,12 @@ def work_off(environ: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def working(environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def working(
+    environ: Mapping[str, str], log: BinaryIO | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Keep a worker process running; it must end well when asked to."""
-    worker = subprocess.Popen([sys.executable, "-m", "worker", "work"], env=dict(environ))
+    command = [sys.executable, "-m", "worker", "work"]
+    worker = subprocess.Popen(command, env=dict(environ), stderr=log)
     try:
         yield worker
     finally:
@@ -206,6 +212,26 @@ def test_in_observe_mode_the_whole_program_only_reads(
     assert journal.acks_owed("billforward") == [delivery().id]
 
 
+def test_a_worker_is_known_to_rq_as_to_the_journal(
+    environ: Mapping[str, str], journal: SqliteJournal, doorbell: Doorbell, sandbox: RunningSandbox
+) -> None:
+    """Its name in RQ begins with the owner of its claims; two of one process number are two."""
+    put_invoice(sandbox)
+    sandbox.control.set(latency_seconds=0.5)
+    journal.record_delivery(delivery(), NOW)
+    with working(environ) as worker:
+        doorbell.ring(KEY)
+        eventually(lambda: _claimed(journal))
+        history = journal.history(KEY)
+        (alive,) = pulse(doorbell).workers
+        (known,) = Worker.all(connection=doorbell.redis)
+    assert history is not None
+    assert history.row.lease_owner == f"{socket.gethostname()}:{worker.pid}"
+    assert alive.name == known.name
+    assert alive.name.startswith(f"{history.row.lease_owner}:")
+    assert worker_name() != worker_name()
+
+
 def test_a_held_invoice_is_seen_in_the_failed_registry_in_one_line(
     environ: Mapping[str, str], journal: SqliteJournal, doorbell: Doorbell, sandbox: RunningSandbox
 ) -> None:
@@ -268,6 +294,56 @@ def test_a_running_worker_reads_a_changed_configuration(
             assert state_of(journal)[0] is state
 
 
+SOURCE = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from usage_sources.sql import SqlSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted(SqlSource):
+    def close(self):
+        super().close()
+        with Path(__file__).with_suffix(".txt").open("a") as notes:
+            print(self.timeout_seconds, file=notes)
+        raise OSError("it is stuck")
+"""
+
+
+def test_the_sources_of_the_former_configuration_are_closed(
+    environ: Mapping[str, str],
+    journal: SqliteJournal,
+    doorbell: Doorbell,
+    sandbox: RunningSandbox,
+    tmp_path: Path,
+) -> None:
+    """Each once, when the new one is in force; a close that fails is logged, and the job works."""
+    put_invoice(sandbox)
+    (tmp_path / "noted.py").write_text(SOURCE)
+    config = Path(environ["RECONCILER_CONFIG"])
+    text = config.read_text().replace('kind = "sql"', 'kind = "noted:Noted"\ntimeout_seconds = 7')
+    changed = text.replace("timeout_seconds = 7", "timeout_seconds = 8")
+    there = {**environ, "PYTHONPATH": str(tmp_path)}
+    with (tmp_path / "worker.log").open("wb") as log, working(there, log):
+        for written, state in (
+            (text + '[rules]\nmode = "observe"\n', State.OBSERVED),
+            (changed, State.ISSUED),
+            ("", State.ISSUED),
+        ):
+            if written:
+                config.write_text(written)
+            journal.wake(KEY, Entry(kind=EntryKind.REPLAYED, at=datetime.now(UTC)))
+            doorbell.ring(KEY)
+            eventually(lambda: not journal.due(datetime.now(UTC)) and not _claimed(journal))
+            assert state_of(journal)[0] is state
+    assert (tmp_path / "noted.txt").read_text() == "7.0\n"
+    lines = [json.loads(line) for line in (tmp_path / "worker.log").read_text().splitlines()]
+    (stuck,) = [line for line in lines if line["event"] == "source_not_closed"]
+    assert (stuck["source"], stuck["reason"], stuck["invoice"]) == ("events", "OSError", INV)
+    assert "job_failed" not in {line["event"] for line in lines}
+
+
 def _claimed(journal: SqliteJournal) -> bool:
     history = journal.history(KEY)
     return history is not None and history.row.lease_owner is not None
@@ -299,6 +375,29 @@ def test_a_platform_that_is_gone_from_the_configuration_holds(
     (row,) = journal.invoices()
     assert (row.state, row.due_at) == (State.HELD, None)
     assert row.reason.startswith('there is no platform "former" in the config any more')
+
+
+def test_a_parked_invoice_of_a_platform_that_is_gone_is_left_alone(
+    environ: Mapping[str, str], journal: SqliteJournal, doorbell: Doorbell, tmp_path: Path
+) -> None:
+    """A job that was on the queue already ends well, and counts as a run that came twice."""
+    gone = delivery(platform="former")
+    journal.record_delivery(gone, NOW)
+    assert gone.key is not None
+    doorbell.ring(gone.key)
+    assert journal.park(
+        gone.key, Entry(kind=EntryKind.PARKED, at=NOW, data={"by": "ann", "reason": "a dispute"})
+    )
+    work_off({**environ, "RECONCILER__METRICS__FOLDER": str(tmp_path / "counted")})
+    (row,) = journal.invoices()
+    assert (row.state, doorbell.failed()) == (State.PARKED, [])
+    counted = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in families(tmp_path / "counted")
+        for sample in family.samples
+    }
+    assert counted["reconciler_duplicates_suppressed_total", "run"] == 1
+    assert not any(name == "reconciler_decisions_total" and n for (name, *_), n in counted.items())
 
 
 def test_a_worker_asked_to_end_gives_its_invoice_up_at_once(

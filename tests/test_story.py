@@ -90,7 +90,7 @@ def billed(journal: SqliteJournal) -> History:
         entry(EntryKind.CHARGE_INTENT, 12, **intent),
         entry(EntryKind.CHARGE_ANSWER, 12, **refused),
         entry(EntryKind.CHARGE_INTENT, 13, **{**intent, "from": None}),
-        entry(EntryKind.CHARGE_ANSWER, 13, **answer),
+        entry(EntryKind.CHARGE_ANSWER, 13, **answer, request="POST /x {}", answer="200 {}"),
         entry(EntryKind.ISSUE_INTENT, 14, version=1),
         entry(EntryKind.ISSUE_ANSWER, 14, error="not now"),
         entry(EntryKind.ISSUE_INTENT, 15, version=1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytest
 from builders import KEY, MINUTE, NOW, delivery, other_key
 from builders import invoice as an_invoice
 from fakes import FakeClock, FakePlatform, lost
+from structlog.testing import capture_logs
 
 from worker.domain import InvoiceKey, InvoiceState, Mode
 from worker.doorbell import Doorbell
 from worker.errors import PlatformRefused, PlatformUnavailable, QueueUnavailable
 from worker.journal.sqlite import SqliteJournal
+from worker.metrics import SWEEP_ROUNDS, Numbers, families
 from worker.record import EntryKind
 from worker.sweep import Sweep, Swept, sweep_until
 
@@ -35,6 +38,17 @@ class QuietDoorbell(Doorbell):
 
     def note_sweep(self, at: datetime) -> None:
         """Take no note."""
+
+
+class LateFailing(FakePlatform):
+    """Does not answer when it is asked for a second page the first time."""
+
+    def pending_invoices(self, offset: int) -> Sequence[str]:
+        """Fail once, behind the first page."""
+        if offset and "late" not in self.steps:
+            self.steps.append("late")
+            raise PlatformUnavailable("503")
+        return super().pending_invoices(offset)
 
 
 @pytest.fixture
@@ -113,6 +127,35 @@ def test_a_platform_that_does_not_answer_stops_nothing_else(sweep: Sweep) -> Non
     assert sweep.round() == Swept(rung=1, found=0, acknowledged=0)
     assert doorbell_of(sweep).rung == [KEY]
     assert sweep.round().found == 4
+
+
+def test_what_was_found_before_a_page_failed_counts(sweep: Sweep) -> None:
+    """A platform that stops in the middle costs the rest of that look only."""
+    platform = LateFailing(invoices=platform_of(sweep).invoices)
+    one = replace(sweep, platforms={"billforward": platform})
+    assert one.round() == Swept(rung=0, found=2, acknowledged=0)
+    assert one.round() == Swept(rung=2, found=3, acknowledged=0)
+
+
+def test_a_broken_doorbell_fails_the_round_and_skips_no_page(sweep: Sweep, tmp_path: Path) -> None:
+    """It is not the platform's fault, and what the page named is found when it rings again."""
+    numbers = Numbers(tmp_path / "metrics")
+    broken = replace(sweep, numbers=numbers, _offsets={}, _rests_until={})
+    doorbell_of(sweep).broken = True
+    with pytest.raises(QueueUnavailable), capture_logs() as logs:
+        broken.round()
+    assert logs == []
+    doorbell_of(sweep).broken = False
+    assert broken.round() == Swept(rung=1, found=3, acknowledged=0)
+    assert broken.round() == Swept(rung=4, found=1, acknowledged=0)
+    assert len(sweep.journal.invoices()) == 5
+    rounds = {
+        sample.labels["result"]: sample.value
+        for family in families(tmp_path / "metrics")
+        for sample in family.samples
+        if sample.name == f"{SWEEP_ROUNDS.name}_total"
+    }
+    assert rounds == {"failed": 1, "done": 2}
 
 
 def test_two_sweeps_at_once_are_harmless(sweep: Sweep) -> None:

@@ -1,4 +1,4 @@
-"""Why invoices are held, grouped: each cause with what to do about it; pure.
+"""Why invoices are held, wait or are skipped, grouped; what is held with what to do; pure.
 
 A reason names ids and amounts; its cause is the same for every invoice that is held alike.
 """
@@ -264,6 +264,20 @@ _TABLE: tuple[tuple[str, Cause], ...] = (
     ),
 )
 
+# Why an invoice waits or is skipped; of these no person has to do anything.
+_QUIET = (
+    (r"the platform does not know it yet", "not_found_yet"),
+    (r'the period of ".*" is not over', "period_end"),
+    (r'source "[^"]*" has usage only up to ', "source_behind"),
+    (r"it has no usage charge", "no_usage_charge"),
+    (r"a write got no answer ", "write_unanswered"),
+    (r"we issued it, and the platform shows it pending yet", "issue_unseen"),
+    (r"it is voided", "voided"),
+    (r"it is already ", "not_pending"),
+    (r"its type is ", "type"),
+    (r"its versionNumber is ", "version"),
+)
+
 _PATTERNS = tuple((re.compile(pattern), cause) for pattern, cause in _TABLE)
 
 CAUSES = (*(cause for _, cause in _TABLE), OTHER)
@@ -274,6 +288,11 @@ def cause_of(reason: str) -> Cause:
     """Return the cause of a reason to hold; of several faults in it, the first one's."""
     start = reason[:_MOST_READ]
     return next((cause for pattern, cause in _PATTERNS if pattern.match(start)), OTHER)
+
+
+def quiet_cause_of(reason: str) -> str:
+    """Return the key of why an invoice waits or is skipped."""
+    return next((key for pattern, key in _QUIET if re.match(pattern, reason)), OTHER.key)
 
 
 def cause_named(key: str) -> Cause:

@@ -14,9 +14,9 @@ from typing import Any
 
 def utc(moment: datetime) -> datetime:
     """Return the same instant in UTC; refuse a datetime without a zone."""
-    if moment.tzinfo is None or moment.utcoffset() is None:
+    if moment.utcoffset() is None:
         raise ValueError(f"{moment.isoformat()} has no time zone")
-    return moment.astimezone(UTC)
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
 
 def utc_text(moment: datetime) -> str:

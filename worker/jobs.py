@@ -5,23 +5,22 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import structlog
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
-from worker.causes import cause_of
+from worker.causes import cause_of, quiet_cause_of
 from worker.domain import InvoiceKey
 from worker.errors import ConfigError, ReconcilerError
 from worker.logs import configure_logs
+from worker.measured import close_source
 from worker.metrics import DECISIONS, DUPLICATES, RUN_SECONDS
 from worker.outcomes import exhausted
 from worker.ports import Journal
 from worker.reconcile import hold, reconcile
-from worker.record import Claim, Entry, History, Outcome, State
+from worker.record import EntryKind, Outcome, State
 from worker.wiring import Service, config_path, configured, open_service, utc_now
 
 log = structlog.get_logger("worker")
@@ -51,7 +50,7 @@ def reconcile_invoice(platform: str, invoice_id: str) -> None:
         numbers.add(DUPLICATES, "run")
         log.debug("not_due_or_taken")
         return
-    numbers.add(DECISIONS, outcome.state.value, _cause(outcome))
+    numbers.add(DECISIONS, *_decision(service.journal, key, outcome))
     numbers.observe(RUN_SECONDS, outcome.seconds)
     log.info(
         outcome.state.value,
@@ -71,45 +70,34 @@ def _outcome(service: Service, key: InvoiceKey, trace_id: str) -> Outcome | None
         )
         return hold(key, reason, owner=owner(), journal=service.journal, at=utc_now())
     ports = service.ports(key.platform, stop_requested.is_set)
-    ports = replace(ports, journal=cast(Journal, _AttemptTold(ports.journal)))
+    ports = replace(ports, tell_attempt=lambda attempt: bind_contextvars(attempt=attempt))
     rules = service.config.rules
     return reconcile(key, owner=owner(), ports=ports, rules=rules, trace_id=trace_id)
 
 
-class _AttemptTold:
-    """A run's journal; it puts the attempt on the log lines whenever the run learns of it.
-
-    The attempt is the journal's: how often the invoice failed in a row. A claim may change it, so
-    that only what is read after it is right.
-    """
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._journal, name)
-
-    def history(self, key: InvoiceKey) -> History | None:
-        """Read what there is, and bind the attempt."""
-        history = self._journal.history(key)
-        if history is not None:
-            bind_contextvars(attempt=history.row.attempt)
-        return history
-
-    def settle(self, claim: Claim, entries: Sequence[Entry], outcome: Outcome) -> None:
-        """Settle, and bind the attempt as it is from now on."""
-        self._journal.settle(claim, entries, outcome)
-        bind_contextvars(attempt=outcome.attempt)
-
-
-def _cause(outcome: Outcome) -> str:
-    """Name why an invoice is held, or would be after its last attempt; empty: it is neither."""
-    match outcome.state:
+def _decision(journal: Journal, key: InvoiceKey, outcome: Outcome) -> tuple[str, str]:
+    """Name how a run ended, and why; of a retry, why it would be held after the last."""
+    state, reason = outcome.state, outcome.reason
+    match state:
         case State.HELD:
-            return cause_of(outcome.reason).key
+            return state.value, cause_of(reason).key
         case State.RETRYING:
-            return cause_of(exhausted(outcome.attempt, outcome.reason)).key
-    return ""
+            return state.value, cause_of(exhausted(outcome.attempt, reason)).key
+        case State.WAITING | State.SKIPPED:
+            return state.value, quiet_cause_of(reason)
+        case State.ISSUED if _issued_before(journal, key):
+            return "confirmed", ""
+    return state.value, ""
+
+
+def _issued_before(journal: Journal, key: InvoiceKey) -> bool:
+    """Tell of an issued invoice whether an earlier run issued it, and this one read it back."""
+    try:
+        history = journal.history(key)
+    except ReconcilerError:
+        return False  # the run is settled, whatever cannot be read now
+    entries = history.entries if history else ()
+    return sum(entry.kind is EntryKind.ISSUED for entry in entries) > 1
 
 
 def owner() -> str:
@@ -136,12 +124,15 @@ class CurrentService:
             self._service = self._made(None)
             self._made_from = version
         elif version != self._made_from:
+            before = self._service
             try:
-                self._service = self._made(self._service)
-                self._made_from = version
-                log.info("configuration_read_again")
+                self._service = self._made(before)
             except ConfigError as error:
                 log.error("configuration_refused", complaints=error.complaints)  # noqa: TRY400
+            else:
+                self._made_from = version
+                log.info("configuration_read_again")
+                _close_sources(before)
         return self._service
 
     def secrets(self) -> tuple[str, ...]:
@@ -161,6 +152,15 @@ class CurrentService:
         service = open_service(config, *((before.journal, before.measures) if before else ()))
         configure_logs(config.log.level, config.log.format, config.secrets)
         return service
+
+
+def _close_sources(former: Service) -> None:
+    """Give up what a former service's sources keep open; nobody asks them any more."""
+    for name, source in former.sources.items():
+        try:
+            close_source(source)
+        except Exception as error:  # noqa: BLE001  a source is code of others too
+            log.warning("source_not_closed", source=name, reason=type(error).__name__)
 
 
 def _version_of(path: Path) -> tuple[int, int, int] | None:

@@ -14,11 +14,15 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 _SHORTEST_SECRET = 4  # masking shorter ones would mask ordinary words
 
+_secrets: tuple[str, ...] = ()  # of this process, which has one log
+
 
 def configure_logs(
     level: str, form: Literal["auto", "json", "console"], secrets: Collection[str]
 ) -> None:
     """Send this program's events, and those of its libraries, to standard error."""
+    global _secrets
+    _secrets = tuple(secrets)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -42,7 +46,7 @@ def configure_logs(
             # a configuration that is read again may bring other secrets.
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                _masking(secrets),
+                _mask,
                 *([] if as_json else [_printable]),
                 last,
             ],
@@ -66,6 +70,12 @@ def configure_logs(
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def mask_also(secrets: Collection[str]) -> None:
+    """Keep more secrets out of the log; those before may still be in use."""
+    global _secrets
+    _secrets = tuple(dict.fromkeys([*_secrets, *secrets]))
 
 
 def _coloured() -> bool:
@@ -107,8 +117,9 @@ def _printable(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDic
     return {key: plain(value) for key, value in event.items()}
 
 
-def _masking(secrets: Collection[str]) -> Processor:
-    """Make the last belt: nothing puts a secret into an event, and this would cut it out."""
+def _mask(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Be the last belt: nothing puts a secret into an event, and this would cut it out."""
+    secrets = _secrets
 
     def plain(value: Any) -> Any:
         match value:
@@ -120,7 +131,4 @@ def _masking(secrets: Collection[str]) -> Processor:
                 return [plain(inner) for inner in value]
         return masked(value if isinstance(value, str) else repr(value), secrets)
 
-    def mask(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-        return {key: plain(value) for key, value in event.items()}
-
-    return mask
+    return {key: plain(value) for key, value in event.items()}

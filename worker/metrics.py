@@ -91,7 +91,14 @@ DUPLICATES = _counter(
 )
 DECISIONS = replace(
     _counter("decisions", "Runs, by how they ended and why", "decision cause"),
-    known=tuple((decision, "") for decision in ("issued", "waiting", "skipped")),
+    known=(
+        ("issued", ""),
+        ("confirmed", ""),  # issued by an earlier run, and only read back
+        *(("waiting", cause) for cause in ("not_found_yet", "period_end", "source_behind")),
+        *(("waiting", cause) for cause in ("no_usage_charge", "write_unanswered", "issue_unseen")),
+        *(("skipped", cause) for cause in ("voided", "not_pending", "type", "version")),
+        ("skipped", "no_usage_charge"),
+    ),
 )
 RUN_SECONDS = _histogram("run", "How long runs took", "", _SLOW)
 PLATFORM_REQUESTS = _counter(

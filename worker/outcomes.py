@@ -9,7 +9,7 @@ from typing import Any
 from worker.decision import Wait
 from worker.domain import Invoice, InvoiceState, Rules, UsageCharge, utc_text
 from worker.preview import Preview, preview_json
-from worker.record import BilledSpan, EntryKind, Outcome, State
+from worker.record import BilledSpan, EntryKind, Exchange, Outcome, State
 
 _LONGEST_RETRY_AFTER = timedelta(hours=1)
 _JITTER = 0.25  # a delay is lengthened by up to this share, so that retries spread
@@ -117,3 +117,8 @@ def answered(charge: UsageCharge) -> dict[str, Any]:
         "amount": str(charge.amount),
         "version": charge.version,
     }
+
+
+def exchanged(exchange: Exchange | None) -> dict[str, str]:
+    """Return what was sent and what came back, JSON-ready; empty: there is nothing to tell."""
+    return {} if exchange is None else {"request": exchange.request, "answer": exchange.answer}

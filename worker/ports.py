@@ -29,6 +29,7 @@ from worker.record import (
     Broken,
     Claim,
     Entry,
+    Exchange,
     History,
     InvoiceRow,
     Outcome,
@@ -49,6 +50,19 @@ class ChargeWrite:
     charge_id: str
     charge: UsageCharge | None = None
     error: ReconcilerError | None = None
+    exchange: Exchange | None = None  # None: not sent, or another write of its request carries it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssueWrite:
+    """What became of issuing; without the platform's answer `error` says why.
+
+    After OutcomeUnknown it may yet be issued; after any other error it was not.
+    """
+
+    invoice: Invoice | None = None
+    error: ReconcilerError | None = None
+    exchange: Exchange | None = None  # None: nothing was sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +140,8 @@ class BillingPlatform(Protocol):
     def preview(self, invoice: Invoice, quantities: Mapping[str, int]) -> Sequence[UsageCharge]:
         """Return these charges as they would be with these quantities; nothing is stored."""
 
-    def issue(self, invoice: Invoice) -> Invoice:
-        """Recalculate the invoice and move it out of pending, once: never repeated in here.
-
-        OutcomeUnknown when no answer came; any other error means it was not issued.
-        """
+    def issue(self, invoice: Invoice) -> IssueWrite:
+        """Recalculate the invoice and move it out of pending, once: never repeated in here."""
 
     def pending_invoices(self, offset: int) -> Sequence[str]:
         """Return a page of the pending invoices' ids, oldest first; empty: there are no more."""
@@ -325,6 +336,7 @@ class Ports:
     now: Callable[[], datetime]
     random: Callable[[], float]  # in [0, 1)
     stopping: Callable[[], bool]  # True: this worker was asked to end
+    tell_attempt: Callable[[int], object] = lambda _: None  # hears how often it failed in a row
 
     def go_on(self) -> None:
         """Raise Stopped between two steps when this worker was asked to end."""

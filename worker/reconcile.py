@@ -51,6 +51,7 @@ from worker.outcomes import (
     Result,
     answered,
     billed_elsewhere,
+    exchanged,
     failed,
     held,
     issued,
@@ -101,12 +102,12 @@ def _outcome(claim: Claim, ports: Ports, rules: Rules) -> Outcome:
     return run.outcome()
 
 
-def hold(key: InvoiceKey, reason: str, *, owner: str, journal: Journal, at: datetime) -> Outcome:
-    """Hold an invoice that nothing can be done for as things are configured."""
+def hold(
+    key: InvoiceKey, reason: str, *, owner: str, journal: Journal, at: datetime
+) -> Outcome | None:
+    """Hold an invoice that nothing can be done for as things are configured; None: not due."""
     claim = journal.claim(key, owner, at, _SHORT_LEASE)
-    if claim is None:
-        return Outcome(state=State.HELD, reason=reason)
-    return _held(claim, reason, journal, at)
+    return None if claim is None else _held(claim, reason, journal, at)
 
 
 def _held(claim: Claim, reason: str, journal: Journal, at: datetime) -> Outcome:
@@ -124,9 +125,11 @@ class _Run:
         self._ports = ports
         self._rules = rules
         self._unwritten: list[Entry] = []  # go to the journal with its next commit
+        self._unknown: dict[str, str] = {}  # the first write that may or may not be applied
         self._began_at = ports.now()
         self._calls_before = ports.platform.calls
         self._history = _history_of(claim, ports.journal)
+        ports.tell_attempt(self._history.row.attempt)
         self._charges: Sequence[UsageCharge] = ()
 
     def outcome(self) -> Outcome:
@@ -156,8 +159,9 @@ class _Run:
         if kind is EntryKind.HELD and self._charges:
             data = {"charges": [listed(charge) for charge in self._charges], **data}
         took = {"seconds": outcome.seconds, "calls": outcome.calls}
-        self._note(kind, {"reason": outcome.reason, **data, **took})
+        self._note(kind, {"reason": outcome.reason, **data, **self._unknown, **took})
         self._ports.journal.settle(self._claim, self._unwritten, outcome)
+        self._ports.tell_attempt(outcome.attempt)
         return outcome
 
     def _result(self) -> Result:
@@ -277,10 +281,13 @@ class _Run:
         writes = self._ports.platform.recalculate(invoice, wanted, self._ports.stopping)
         for write in writes:
             failure = failure or write.error
+            sent = exchanged(write.exchange)
             if write.charge is not None:
-                self._note(EntryKind.CHARGE_ANSWER, answered(write.charge))
-            elif not isinstance(write.error, OutcomeUnknown):
-                data = {"charge_id": write.charge_id, "error": str(write.error)}
+                self._note(EntryKind.CHARGE_ANSWER, {**answered(write.charge), **sent})
+            elif isinstance(write.error, OutcomeUnknown):
+                self._unknown = self._unknown or sent
+            else:
+                data = {"charge_id": write.charge_id, "error": str(write.error), **sent}
                 self._note(EntryKind.CHARGE_ANSWER, data)
             self._append()
         if failure is not None:
@@ -290,15 +297,17 @@ class _Run:
         self._ports.go_on()
         self._note(EntryKind.ISSUE_INTENT, {"version": invoice.version})
         self._append()
-        try:
-            answer = self._ports.platform.issue(invoice)
-        except OutcomeUnknown:
-            raise
-        except ReconcilerError as error:
-            self._note(EntryKind.ISSUE_ANSWER, {"error": str(error)})
-            raise
-        self._note(EntryKind.ISSUE_ANSWER, seen(answer))
-        self._append()
+        write = self._ports.platform.issue(invoice)
+        sent = exchanged(write.exchange)
+        if write.error is None:
+            self._note(EntryKind.ISSUE_ANSWER, {**seen(write.invoice), **sent})
+            self._append()
+            return
+        if isinstance(write.error, OutcomeUnknown):
+            self._unknown = sent
+        else:
+            self._note(EntryKind.ISSUE_ANSWER, {"error": str(write.error), **sent})
+        raise write.error
 
     def _verified(self, invoice: Invoice, tallies: Sequence[FrozenTally]) -> Result:
         charges = self._ports.platform.usage_charges(invoice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from secrets import token_hex
 from types import FrameType
 from typing import Any
 
@@ -17,7 +18,7 @@ from structlog.contextvars import clear_contextvars
 from worker.config import Config
 from worker.doorbell import FUNCTION, without_markup
 from worker.errors import ReconcilerError
-from worker.jobs import InvoiceHeld, current, reconcile_invoice, stop_requested
+from worker.jobs import InvoiceHeld, current, owner, reconcile_invoice, stop_requested
 from worker.logs import masked
 
 log = structlog.get_logger("worker")
@@ -98,6 +99,11 @@ def plain(text: str, secrets: tuple[str, ...]) -> str:
     return masked(without_markup(text), secrets)
 
 
+def worker_name() -> str:
+    """Name this process to RQ as in its claims, with an end of its own: numbers come again."""
+    return f"{owner()}:{token_hex(3)}"
+
+
 def run_worker(config: Config, *, burst: bool = False) -> None:
     """Work on the queue until told to stop; SIGTERM ends after the running call."""
     connection = Redis.from_url(config.queue.redis_url)
@@ -106,6 +112,7 @@ def run_worker(config: Config, *, burst: bool = False) -> None:
     )
     worker = InvoiceWorker(
         [queue],  # exactly one: with two, RQ loses the job of a worker that is killed
+        name=worker_name(),
         connection=connection,
         job_class=SafeJob,
         serializer=JSONSerializer,

@@ -8,7 +8,7 @@ notifications. Any number of sweeps may run at once: each step is harmless when 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 
@@ -74,16 +74,14 @@ class Sweep:
         for name, platform in self.platforms.items():
             if self.mode is Mode.WRITE:
                 acknowledged += self._acknowledge(name, platform)
-            try:
-                found += self._find(name, platform)
-            except (TransientError, PermanentError) as error:
-                log.warning("pending_not_read", platform=name, reason=str(error))
+            found += self._find(name, platform)
         return Swept(len(due), found, acknowledged)
 
     def _find(self, name: str, platform: BillingPlatform) -> int:
         """Wake the pending invoices that the journal does not know, a few pages a round.
 
         Invoices that are issued meanwhile shift the pages; what that hides, the next look shows.
+        A page that could not be woken is looked at again.
         """
         now = self.now()
         if now < self._rests_until.get(name, now):
@@ -91,19 +89,26 @@ class Sweep:
         found = 0
         for _ in range(self.find_pages):
             offset = self._offsets.get(name, 0)
-            keys = [InvoiceKey(name, one) for one in platform.pending_invoices(offset)]
+            try:
+                keys = [InvoiceKey(name, one) for one in platform.pending_invoices(offset)]
+            except (TransientError, PermanentError) as error:
+                log.warning("pending_not_read", platform=name, reason=str(error))
+                break
             if not keys:
                 self._offsets[name] = 0
                 self._rests_until[name] = self.now() + self.find_every
                 break
+            found += self._wake_unknown(keys)
             self._offsets[name] = offset + len(keys)
-            known = self.journal.known(keys)
-            for key in keys:
-                if key not in known:
-                    self.journal.wake(key, Entry(kind=EntryKind.FOUND, at=self.now()))
-                    self.doorbell.ring(key)
-                    found += 1
         return found
+
+    def _wake_unknown(self, keys: Sequence[InvoiceKey]) -> int:
+        known = self.journal.known(keys)
+        unknown = [key for key in keys if key not in known]
+        for key in unknown:
+            self.journal.wake(key, Entry(kind=EntryKind.FOUND, at=self.now()))
+            self.doorbell.ring(key)
+        return len(unknown)
 
     def _acknowledge(self, name: str, platform: BillingPlatform) -> int:
         """Acknowledge what is owed; what the platform refuses for good is owed no more."""

@@ -20,6 +20,7 @@ from worker.metering import EventStore
 from worker.metrics import Numbers
 from worker.notices import Notices
 from worker.notices_channels import open_channels
+from worker.overrides import dotted
 from worker.plugins import build_named
 from worker.ports import BillingPlatform, Journal, Ports, UsageSource
 from worker.tracing import open_tracing
@@ -128,7 +129,13 @@ def open_platforms(config: Config) -> dict[str, BillingPlatform]:
 
 
 def open_sources(config: Config, measures: Measures | None = None) -> dict[str, UsageSource]:
-    """Make the usage sources, each once: those that a source asks before the source itself."""
+    """Make the usage sources, each once: those that a source asks before the source itself.
+
+    Raises ConfigError when a secret of theirs is missing.
+    """
+    places = tuple(f"{dotted(('usage_sources', name))}." for name in config.usage_sources)
+    if missing := [told for told in config.missing_secrets if told.startswith(places)]:
+        raise ConfigError(missing)
     made: dict[str, UsageSource] = {}
 
     def source(name: str) -> UsageSource:

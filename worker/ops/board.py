@@ -10,6 +10,7 @@ from flask import current_app
 from worker.actions import Desk
 from worker.config import Config
 from worker.errors import ConfigError
+from worker.logs import mask_also
 from worker.measured import Measures
 
 
@@ -29,10 +30,14 @@ class Board:
     def config(self) -> Config:
         """Return the configuration as it is now; with a mistake in it, the last good one."""
         try:
-            self._config, self.mistakes = self._read(), ()
+            config, self.mistakes = self._read(), ()
         except ConfigError as error:
             self.mistakes = error.complaints
-        return self._config
+            return self._config
+        if config.secrets != self._config.secrets:
+            mask_also(config.secrets)
+        self._config = config
+        return config
 
 
 def board() -> Board:

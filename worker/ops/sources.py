@@ -81,14 +81,11 @@ def sources() -> ResponseReturnValue:
 def ask_sources() -> ResponseReturnValue:
     """Ask every source how it is, at once and for a bounded time."""
     log.info("ops_sources_asked", by=person().name)
-    config = board().config()
-    missing = [told for told in config.missing_secrets if told.startswith("usage_sources.")]
     try:
-        opened = {} if missing else open_sources(config, board().measures)
-        closed_afterwards(opened)
+        opened = closed_afterwards(open_sources(board().config(), board().measures))
     except ReconcilerError as error:
-        missing, opened = [str(error)], {}
-    return _page(_answers(opened), missing)
+        return _page({}, str(error).splitlines())
+    return _page(_answers(opened))
 
 
 def _page(answers: Mapping[str, Answer], faults: list[str] | None = None) -> str:

@@ -10,8 +10,10 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from dataclasses import dataclass, field
+from contextvars import copy_context
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
@@ -26,8 +28,9 @@ from worker.errors import (
 )
 from worker.platforms import billforward_settings as settings
 from worker.platforms import billforward_wire as wire
-from worker.platforms.rest import NotFound, RestClient, RestLimits
-from worker.ports import ChargeWrite, RatePlan, Webhook
+from worker.platforms.rest import Heard, NotFound, RestClient, RestLimits
+from worker.ports import ChargeWrite, IssueWrite, RatePlan, Webhook
+from worker.record import Exchange
 
 _PAGE = 200
 _MOST_PAGES = 100
@@ -140,7 +143,15 @@ class BillForward:
         writes = [wire.written(one, n, invoice.id, rows) for one, n in quantities.items()]
         return [write.charge for write in writes if write.charge is not None]
 
-    def issue(self, invoice: Invoice) -> Invoice:
+    def issue(self, invoice: Invoice) -> IssueWrite:
+        sent: list[Exchange] = []
+        try:
+            write = IssueWrite(invoice=self._issued(invoice, sent.append))
+        except ReconcilerError as error:
+            write = IssueWrite(error=error)
+        return replace(write, exchange=_last(sent))
+
+    def _issued(self, invoice: Invoice, heard: Heard) -> Invoice:
         answer = self._rest.post_once(
             f"/invoices/{quote(invoice.id, safe='')}/recalculate",
             {
@@ -149,6 +160,7 @@ class BillForward:
                 "onlyInvoiceAssociatedCharges": True,
                 "dryRun": False,
             },
+            heard,
         )
         try:
             issued = next(wire.invoice(row) for row in wire.results(answer))
@@ -237,7 +249,7 @@ class BillForward:
         try:
             while True:
                 while waiting and not (failed or stopping()) and len(running) < self.concurrency:
-                    running.add(self._pool.submit(self._write, invoice.id, *waiting.pop()))
+                    running.add(self._begun(invoice.id, *waiting.pop()))
                 if not running:
                     break
                 done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
@@ -253,7 +265,13 @@ class BillForward:
         for charge_id, _ in waiting:
             yield ChargeWrite(charge_id=charge_id, error=unsent)
 
+    def _begun(self, invoice_id: str, charge_id: str, quantity: int) -> futures.Future[ChargeWrite]:
+        """Write on another thread, whose log lines tell the invoice as this one's do."""
+        write = partial(self._write, invoice_id, charge_id, quantity)
+        return self._pool.submit(copy_context().run, write)
+
     def _write(self, invoice_id: str, charge_id: str, quantity: int) -> ChargeWrite:
+        sent: list[Exchange] = []
         try:
             answer = self._rest.put_value(
                 f"/charges/{quote(charge_id, safe='')}/recalculate",
@@ -261,18 +279,29 @@ class BillForward:
                     "pricingComponentValue": quantity,
                     "recalculationBehaviour": self.charge_behaviour,
                 },
+                sent.append,
             )
-            return wire.written(charge_id, quantity, invoice_id, wire.results(answer))
+            write = wire.written(charge_id, quantity, invoice_id, wire.results(answer))
         except ReconcilerError as error:
-            return ChargeWrite(charge_id=charge_id, error=error)
+            write = ChargeWrite(charge_id=charge_id, error=error)
+        return replace(write, exchange=_last(sent))
 
     def _recalculate_batch(
         self, invoice: Invoice, quantities: Mapping[str, int]
     ) -> Iterator[ChargeWrite]:
+        """Write all in one request, which the first of them carries."""
+        sent: list[Exchange] = []
+        for write in self._batch_writes(invoice, quantities, sent.append):
+            yield replace(write, exchange=_last(sent))
+            sent.clear()
+
+    def _batch_writes(
+        self, invoice: Invoice, quantities: Mapping[str, int], heard: Heard
+    ) -> Iterator[ChargeWrite]:
         if not quantities:
             return
         try:
-            rows = self._batch(quantities, dry_run=False)
+            rows = self._batch(quantities, dry_run=False, heard=heard)
         except ReconcilerError as error:
             for charge_id in quantities:
                 yield ChargeWrite(charge_id=charge_id, error=error)
@@ -283,7 +312,9 @@ class BillForward:
             except ReconcilerError as error:
                 yield ChargeWrite(charge_id=charge_id, error=error)
 
-    def _batch(self, quantities: Mapping[str, int], *, dry_run: bool) -> list[dict[str, Any]]:
+    def _batch(
+        self, quantities: Mapping[str, int], *, dry_run: bool, heard: Heard | None = None
+    ) -> list[dict[str, Any]]:
         """Recalculate charges in one request; return their rows."""
         charges = [
             {
@@ -294,8 +325,13 @@ class BillForward:
             for charge_id, quantity in quantities.items()
         ]
         body = {"charges": charges, "recalculateInvoices": False, "dryRun": dry_run}
-        batches = wire.results(self._rest.put_value("/charges/recalculate", body))
+        batches = wire.results(self._rest.put_value("/charges/recalculate", body, heard))
         return wire.rows(batches[0].get("charges") if batches else None, "charges")
+
+
+def _last(sent: Sequence[Exchange]) -> Exchange | None:
+    """Return what came of the last attempt, if any was sent."""
+    return sent[-1] if sent else None
 
 
 def _is_plain_url(text: str) -> bool:

@@ -1,13 +1,14 @@
 """A REST API over one kept connection pool: what was answered, or one clear error.
 
 Tells apart what a caller must tell apart: the platform said no, it is not there, or a write's
-outcome is unknown. Numbers are read as Decimal. No text it raises holds a header, a query
-string or a credential.
+outcome is unknown. Numbers are read as Decimal. No text it raises or tells holds a header, a
+query string or a credential.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
+from html import escape
 from typing import Any, Literal
 
 import requests
@@ -37,10 +39,14 @@ from worker.errors import (
     PlatformUnavailable,
     TransientError,
 )
+from worker.record import Exchange
 
 _MOST_ATTEMPTS = 4
 _TOO_SOON = (requests.codes.request_timeout, 425)  # the 4xx that say: send it again
 _MOST_ERROR_TEXT = 300
+_MOST_TOLD = 400  # characters of a request or an answer
+
+Heard = Callable[[Exchange], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +88,7 @@ class RestClient:
         self.calls = 0
         self.date: datetime | None = None  # the platform's time, by its last answer
         self.told: Callable[[str, float], None] = _told_nobody
-        self._token = token
+        self._echo = _written(token)
         self._base_url = base_url.rstrip("/")
         self._limits = limits
         self._error_of = error_of
@@ -103,17 +109,18 @@ class RestClient:
         """GET exactly once, where reading has an effect."""
         return self._call("GET", path)
 
-    def put_value(self, path: str, body: Mapping[str, Any]) -> Any:
+    def put_value(self, path: str, body: Mapping[str, Any], heard: Heard | None = None) -> Any:
         """POST an absolute value: repeated after a definite "not now", within the total limit.
 
         Not after a lost answer, though twice would be the same as once: the first attempt may be
-        applied much later, when the invoice is issued, so the caller must know of it.
+        applied much later, when the invoice is issued, so the caller must know of it. `heard` is
+        told of each attempt that was sent, whatever came of it.
         """
-        return self._repeated(lambda: self._call("POST", path, body=body))
+        return self._repeated(lambda: self._call("POST", path, body=body, heard=heard))
 
-    def post_once(self, path: str, body: Mapping[str, Any]) -> Any:
-        """POST exactly once; OutcomeUnknown when no answer came."""
-        return self._call("POST", path, body=body)
+    def post_once(self, path: str, body: Mapping[str, Any], heard: Heard | None = None) -> Any:
+        """POST exactly once; OutcomeUnknown when no answer came. `heard` as of `put_value`."""
+        return self._call("POST", path, body=body, heard=heard)
 
     def _repeated(self, call: Callable[[], Any]) -> Any:
         retrying = Retrying(
@@ -133,6 +140,7 @@ class RestClient:
         *,
         query: Mapping[str, str | int] | None = None,
         body: Mapping[str, Any] | None = None,
+        heard: Heard | None = None,
     ) -> Any:
         what = f"{method} {path}"
         no_answer = PlatformUnavailable if method == "GET" else OutcomeUnknown
@@ -151,10 +159,16 @@ class RestClient:
             code = str(response.status_code)
             self.date = _moment(response.headers.get("Date"))
         except requests.RequestException as error:
-            kind = PlatformUnavailable if _never_sent(error) else no_answer
+            unsent = _never_sent(error)
+            if heard is not None and not unsent:
+                heard(Exchange(self._request_text(what, body), _plain(error)))
+            kind = PlatformUnavailable if unsent else no_answer
             raise kind(f"{what}: {_plain(error)}") from error
         finally:
             self.told(code, time.monotonic() - began)
+        if heard is not None:
+            answer = self._beginning(code, response.content)
+            heard(Exchange(self._request_text(what, body), answer))
         return self._answer(what, response, no_answer)
 
     def _answer(
@@ -188,10 +202,19 @@ class RestClient:
 
     def _shown(self, text: str) -> str:
         """Make one line of the platform's text, without our token should it echo it."""
-        if self._token:
-            text = text.replace(self._token, "***")
+        text = self._echo.sub("***", text)
         printable = "".join(c if c.isprintable() else " " for c in text)
         return " ".join(printable.split())[:_MOST_ERROR_TEXT]
+
+    def _request_text(self, what: str, body: Mapping[str, Any] | None) -> str:
+        return self._beginning(what, json.dumps(body).encode())
+
+    def _beginning(self, head: str, content: bytes) -> str:
+        """Tell as much of a body as a person reads, without our token should it be echoed."""
+        body = content.replace(b"\0", b"").decode(errors="replace")  # NUL: binary, or UTF-16
+        # Masked before it is cut, which might leave a part of the token.
+        text = " ".join(self._echo.sub("***", f"{head} {body}").split())
+        return text if len(text) <= _MOST_TOLD else f"{text[:_MOST_TOLD]}… ({len(content)} bytes)"
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -201,6 +224,16 @@ class _Bearer(requests.auth.AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {self._token}"
         return request
+
+
+def _written(token: str) -> re.Pattern[str]:
+    """Match a token however JSON, a URL or HTML may write it; an empty one nowhere."""
+    ways = (
+        rf"(?:\\{{0,4}}{re.escape(c)}|{re.escape(escape(c))}"
+        rf"|(?i:\\{{1,4}}u00{ord(c):02x}|%(?:25)?{ord(c):02x}|&#0*{ord(c)};|&#x0*{ord(c):x};))"
+        for c in token
+    )
+    return re.compile("".join(ways) or "(?!)")
 
 
 def _told_nobody(_code: str, _seconds: float) -> None:
