@@ -150,7 +150,7 @@ def _tally(bill: Bill, name: str) -> FrozenTally:
     asked = Evidence(
         source="sql sqlite:///usage.db table usage",
         query="SELECT count(*) FROM usage WHERE subscription_id = :subject AND occurred_at >= :s",
-        parameters={"subject": bill.subscription},
+        parameters={"subject": bill.subscription, "metrics": list(bill.components)},
         asked_at=bill.at,
         digest="d" * 64,
     )

@@ -40,6 +40,7 @@ SECRETS: dict[str, Any] = {
     "RECONCILER__WEBHOOK__PASSWORD": "hook-7b2c9e10",
     "RECONCILER__PLATFORMS__BILLFORWARD__TOKEN": "token-5d41402a",
 }
+WHY = {"replay": ("--reason", "mapped")}
 CONFIG = '[platforms.billforward]\nbase_url = "http://127.0.0.1:1/v1"\n'
 
 
@@ -170,6 +171,7 @@ def test_list_by_state(journal: SqliteJournal) -> None:
         (["--platform", "billforward"], ["INV-HELD", "INV-ISSUED", INV]),
         (["--platform", "eu"], []),
         (["--cause", "unmapped_component"], ["INV-HELD"]),
+        (["--because", "NO source"], ["INV-HELD"]),
         (["--reason", "NO source"], ["INV-HELD"]),
         (["--subscription", "SUB-1"], ["INV-ISSUED"]),
         (["--account", "ACC-1"], ["INV-ISSUED"]),
@@ -200,6 +202,8 @@ def test_list_filters(journal: SqliteJournal, options: list[str], found: list[st
     [
         ("--since", "2015-12-02T13:00:00", "has no zone"),
         ("--until", "yesterday", "is no moment"),
+        ("--since", "0001-01-01T00:00:00+02:00", "is outside the calendar"),
+        ("--until", "9999-12-31T23:59:59-02:00", "is outside the calendar"),
         ("--cause", "x", "is not one of"),
     ],
 )
@@ -228,14 +232,14 @@ def test_unknown_invoice(journal: SqliteJournal) -> None:
     """`show` of an invoice that the journal does not know fails and says what asks for it."""
     result = run("show", "INV-NOWHERE", code=1)
     assert result.stdout == ""
-    assert "INV-NOWHERE is not in the journal; reconciler replay asks" in result.stderr
+    assert "INV-NOWHERE is not in the journal; a replay asks" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["show", "replay"])
 @pytest.mark.parametrize("invoice_id", ["../x", "", "a b", "INV;ls", "x" * 65, "INV-1\n"])
 def test_bad_ids(place: Path, command: str, invoice_id: str) -> None:
     """What cannot be an invoice's id is wrong use, and reaches nothing."""
-    result = run(command, invoice_id, code=2)
+    result = run(command, invoice_id, *WHY.get(command, ()), code=2)
     assert f"{invoice_id!r} is not an invoice's id" in result.stderr
     assert result.stdout == ""
 
@@ -250,7 +254,8 @@ def test_several_platforms(place: Path, journal: SqliteJournal) -> None:
     assert run("show", "INV-EU").stdout.startswith("INV-EU · eu: held")
     assert "name one with --platform: billforward, eu" in run("show", "INV-NEW", code=2).stderr
     settled(journal, InvoiceKey("eu", "INV-HELD"), State.HELD, "too much")
-    assert "name one with --platform: billforward, eu" in run("replay", "INV-HELD", code=2).stderr
+    twice = run("replay", "INV-HELD", *WHY["replay"], code=2)
+    assert "name one with --platform: billforward, eu" in twice.stderr
     assert "INV-HELD · eu" in run("show", "INV-HELD", "--platform", "eu").stdout
     refused = run("show", "INV-HELD", "--platform", "us", code=2)
     assert "there is no platform 'us' in the config" in refused.stderr
@@ -355,6 +360,19 @@ def test_replay_without_a_worker(journal: SqliteJournal, redis_url: str) -> None
     assert asked.data == {"by": getpass.getuser(), "reason": "mapped"}
 
 
+@pytest.mark.parametrize("reason", [(), ("--reason", " "), ("--reason", "x" * 501)])
+@pytest.mark.parametrize("recount", [(), ("--recount",)])
+def test_replay_needs_a_reason(
+    journal: SqliteJournal, reason: tuple[str, ...], recount: tuple[str, ...]
+) -> None:
+    """Nobody runs an invoice again without saying why, as on the pages."""
+    three(journal)
+    before = journal.history(HELD)
+    refused = run("replay", "INV-HELD", "--wait", "0", *reason, *recount, code=2)
+    assert "eason" in refused.stderr
+    assert journal.history(HELD) == before
+
+
 def test_replay_of_an_unknown_invoice(
     journal: SqliteJournal, redis_url: str, sandbox: RunningSandbox
 ) -> None:
@@ -367,12 +385,13 @@ def test_replay_of_an_unknown_invoice(
         "RECONCILER__PLATFORMS__BILLFORWARD__BASE_URL": sandbox.base_url,
         "RECONCILER__PLATFORMS__BILLFORWARD__TOKEN": sandbox.token,
     }
-    typo = run("replay", other_key(9).invoice_id, code=1, redis=redis_url, **environ)
+    why = ("--reason", "not told of", "--wait", "0")
+    typo = run("replay", other_key(9).invoice_id, *why, code=1, redis=redis_url, **environ)
     assert (
         f"neither the journal nor billforward knows an invoice {other_key(9)}"[:60] in typo.stderr
     )
     assert journal.invoices() == []
-    result = run("replay", INV, "--wait", "0", "--json", code=3, redis=redis_url, **environ)
+    result = run("replay", INV, *why, "--json", code=3, redis=redis_url, **environ)
     assert json.loads(result.stdout)["state"] == "due"
     assert journal.due(datetime.now(UTC)) == [KEY]
 
@@ -394,12 +413,12 @@ def test_close_records_who_settled_it_and_how(journal: SqliteJournal) -> None:
 def test_replay_without_redis(journal: SqliteJournal) -> None:
     """`replay` without Redis keeps the wish in the journal, and says that the sweep will ring."""
     three(journal)
-    result = run("replay", "INV-HELD", "--wait", "0", code=3)
+    result = run("replay", "INV-HELD", "--wait", "0", "--reason", "mapped", code=3)
     assert "Redis at 127.0.0.1:1: ConnectionError; the sweep will ring" in result.stderr
     assert HELD in journal.due(datetime.now(UTC))
     history = journal.history(HELD)
     assert history is not None
-    assert history.entries[-1].data["reason"] == "replayed by hand"
+    assert history.entries[-1].data["reason"] == "mapped"
 
 
 @pytest.mark.parametrize(
@@ -428,7 +447,8 @@ def test_replay_with_a_worker(
     worker = threading.Thread(target=work)
     worker.start()
     try:
-        result = run("replay", "INV-HELD", "--wait", "20", code=code, redis=redis_url)
+        why = ("--reason", "mapped", "--wait", "20")
+        result = run("replay", "INV-HELD", *why, code=code, redis=redis_url)
     finally:
         began.set()
         worker.join(20)
@@ -443,12 +463,6 @@ def test_recount(journal: SqliteJournal, redis_url: str) -> None:
     journal.freeze(claim, [], [frozen()], PAST)
     held = Outcome(state=State.HELD, reason="look")
     journal.settle(claim, [entry(EntryKind.HELD, reason="look")], held)
-    for nothing in ([], ["--reason", " "]):
-        refused = run("replay", INV, "--recount", "--wait", "0", *nothing, code=2, redis=redis_url)
-        assert "--reason" in refused.stderr
-    history = journal.history(KEY)
-    assert history is not None
-    assert len(history.tallies) == 1
     why = ("--recount", "--reason", "late usage")
     run("replay", INV, *why, "--wait", "0", code=3, redis=redis_url)
     history = journal.history(KEY)
@@ -478,7 +492,7 @@ def test_replay_by_nobody(
         raise KeyError("getpwuid(): uid not found: 12345")
 
     monkeypatch.setattr(getpass, "getuser", nobody)
-    run("replay", "INV-HELD", "--wait", "0", code=3, redis=redis_url)
+    run("replay", "INV-HELD", "--reason", "mapped", "--wait", "0", code=3, redis=redis_url)
     history = journal.history(HELD)
     assert history is not None
     assert history.entries[-1].data["by"].startswith("uid ")
@@ -551,7 +565,7 @@ def test_doctor_tells_each_finding_at_once(
     """What was found is there to read while the next look takes its time."""
     told: list[str] = []
 
-    def examine() -> Iterator[Finding]:
+    def examine(**_: object) -> Iterator[Finding]:
         yield Finding("journal", well=False, told="is full", mend="free the disk")
         told.append(capsys.readouterr().out)
         yield Finding("clock", well=True, told="agrees")
@@ -578,6 +592,8 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("reconciler rec", ["recount"]),
         ("reconciler list --state re", ["retrying"]),
         ("reconciler journal v", ["verify"]),
+        ("reconciler bulk rel", ["release"]),
+        ("reconciler bulk replay --cause max", ["max_quantity"]),
     ],
 )
 def test_bash_completes(typed: str, offered: list[str]) -> None:

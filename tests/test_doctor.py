@@ -23,6 +23,7 @@ from doctor_builders import (
     installed,
     plan,
 )
+from test_journal_commands import seen
 
 from worker.cli import main
 from worker.doctor import Finding, examine
@@ -73,6 +74,27 @@ def test_the_command_of_a_whole_installation(whole: Installation) -> None:
     told = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
     assert [one["subject"] for one in told if not one["well"]] == ["webhooks of billforward"]
     assert set(told[0]) == {"subject", "well", "told", "mend"}
+
+
+def test_a_terminal_shows_what_is_looked_at(whole: Installation) -> None:
+    """While a look takes its time its subject is shown, as it is written; then only findings."""
+    strange = "a [red]{b} c"
+    whole.configure(
+        events=EVENTS.replace("usage_sources.events", f'usage_sources."{strange}"'),
+        component=COMPONENT.replace('"events"', f'"{strange}"'),
+    )
+    stdout, stderr = seen("doctor")
+    assert "BAD" not in stdout
+    for subject in ("journal", "redis", "platform billforward", f"usage source {strange}"):
+        assert f"looking at {subject} " in stderr
+    assert "\x1b[32m" in stderr
+    assert stderr.endswith("\x1b[2K")
+    _, plain = seen("doctor", NO_COLOR="1")
+    assert "looking at redis " in plain
+    assert "\x1b[3" not in plain
+    stdout, stderr = seen("doctor", "--json")
+    assert (all(one["well"] for one in json.loads(stdout)), stderr) == (True, "")
+    assert CliRunner().invoke(main, ["doctor"]).stderr == ""
 
 
 def test_wrong_config(whole: Installation) -> None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from worker.cli import main
 from worker.journal.sqlite import SqliteJournal
-from worker.record import State
+from worker.record import Act, State
 
 NO_REDIS = "redis://127.0.0.1:1/0"
 
@@ -97,7 +97,7 @@ def test_a_resume_without_a_pause_says_what_is_paused(journal: SqliteJournal) ->
     run("pause", "--platform", "billforward", "--reason", "x")
     result = run("resume", "--reason", "x")
     assert result.exit_code == 1
-    assert "every platform was not paused; paused is billforward" in result.stderr
+    assert "there is no pause of every platform; paused: billforward" in result.stderr
     result = run("pause", "--platform", "stripe", "--reason", "x")
     assert result.exit_code == 2
     assert "there are billforward" in result.stderr
@@ -134,6 +134,15 @@ def test_programs_read_what_is_paused(journal: SqliteJournal, platform: str | No
         }
     refused = run("resume", *where, "--reason", "x", "--json")
     assert (refused.exit_code, refused.stdout) == (1, "")
+
+
+def test_what_is_paused_can_be_resumed_when_it_left_the_config(journal: SqliteJournal) -> None:
+    """A pause of a platform that is not in the config any more can be undone, as on the pages."""
+    journal.pause(Act(at=NOW, by="ana", verb="pause", reason="moved", platform="eu"))
+    result = run("resume", "--platform", "eu", "--reason", "gone")
+    assert (result.exit_code, result.stdout) == (0, "eu resumed\n")
+    assert journal.paused() == {}
+    assert run("resume", "--platform", "eu", "--reason", "gone").exit_code == 2
 
 
 @pytest.mark.parametrize("reason", ["", "  ", "x" * 501])

@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from worker.cli import main
 from worker.journal import open_journal
 from worker.wiring import utc_now
 
+END = b"end of the session"
 CONFIG = '[platforms.billforward]\nbase_url = "https://h/v1"\n'
 
 
@@ -143,23 +145,37 @@ def test_a_copy_to_no_journal_is_wrong_use(url: str) -> None:
         assert "is not a journal; use sqlite:///" in done.stderr
 
 
-def seen(*arguments: str, **environ: str) -> tuple[str, str]:
-    """Run `reconciler` with a terminal as standard error; return both outputs."""
+def seen(*arguments: str, typed: str = "", code: int = 0, **environ: str) -> tuple[str, str]:
+    """Run `reconciler` at a terminal but for standard output; return both outputs."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "worker", *arguments],
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "90", **environ},
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-    ) as child:
-        stdout, _ = child.communicate(timeout=60)
-    assert child.returncode == 0
-    os.write(theirs, b"end of the session")
-    os.close(theirs)
-    stderr = os.read(ours, 65_536).decode()
+    os.write(ours, typed.encode())
+    with ThreadPoolExecutor(1) as pool:
+        shown = pool.submit(_read, ours)  # meanwhile: a terminal that nobody reads is soon full
+        try:
+            with subprocess.Popen(
+                [sys.executable, "-m", "worker", *arguments],
+                env={**os.environ, "TERM": "xterm", "COLUMNS": "90", **environ},
+                stdin=theirs,
+                stdout=subprocess.PIPE,
+                stderr=theirs,
+                text=True,
+            ) as child:
+                stdout, _ = child.communicate(timeout=60)
+        finally:
+            os.write(theirs, END)
+            os.close(theirs)
+        stderr = shown.result()
     os.close(ours)
-    return stdout, stderr.removesuffix("end of the session")
+    assert child.returncode == code
+    return stdout, stderr
+
+
+def _read(terminal: int) -> str:
+    """Read what a terminal shows, to the end of the session."""
+    read = b""
+    while not read.endswith(END):
+        read += os.read(terminal, 65_536)
+    return read.removesuffix(END).decode()
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
@@ -174,6 +190,7 @@ def test_a_terminal_shows_how_far_it_is(configured: str, tmp_path: Path) -> None
     stdout, stderr = seen("journal", "copy", configured, f"sqlite:///{tmp_path}/new.db")
     assert stdout.startswith("copied ")
     assert "copying and verifying" in stderr
+    assert "17/17" in stderr
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)

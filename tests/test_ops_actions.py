@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -22,11 +22,12 @@ from sandbox_builders import february_invoice
 
 from sandbox.process import RunningSandbox
 from worker.actions import ActRefused, Asked, Desk, close, park, release, replay, resume
+from worker.config import config_of
 from worker.domain import InvoiceKey
 from worker.doorbell import Doorbell
 from worker.errors import JournalUnavailable
 from worker.journal.sql import SqlJournal
-from worker.ops import bulk_runs
+from worker.ops.board import Board
 from worker.ops.bulk_runs import Bulk, Bulks, new_id
 from worker.record import EntryKind, State
 
@@ -177,7 +178,7 @@ def test_pausing_and_resuming(app: Flask, browser: Browser) -> None:
         ("ana", "pause", "maintenance"),
     ]
     answer = browser.post("/ops/resume", form)
-    assert (answer.status_code, "was not paused" in answer.text) == (409, True)
+    assert (answer.status_code, "there is no pause of" in answer.text) == (409, True)
     assert browser.post("/ops/pause", {**form, "platform": "other"}).status_code == 404
 
 
@@ -305,7 +306,7 @@ def test_a_bulk_run_stops_and_goes_on(
             stopped.append(str(browser.post(f"/ops/bulk/{bulk.id}/stop", {}).status_code))
         return release(desk, key, asked)
 
-    monkeypatch.setattr(bulk_runs, "VERBS", {"release": slow})
+    monkeypatch.setattr("worker.bulk.VERBS", {"release": slow})
     bulks.begin(bulk)
     ended(bulk)
     text = browser.get(f"/ops/bulk/{bulk.id}").text
@@ -320,7 +321,7 @@ def test_a_bulk_run_stops_and_goes_on(
         assert history is not None
         kinds = [entry.kind for entry in history.entries]
         assert kinds.count(EntryKind.RELEASED) == 1
-    told = f"r (60 invoices, because=many&state=held, run {bulk.id})"
+    told = f"r (60 invoices, state=held&because=many, run {bulk.id})"
     assert [(act.by, act.verb, act.reason) for act in journal_of(app).acts()] == [
         ("ana", "go on with bulk release", told),
         ("ana", "stop bulk release", told),
@@ -349,7 +350,7 @@ def a_failed_bulk(bulks: Bulks, total: int) -> Bulk:
 
     bulk = a_bulk(total)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bulk_runs, "VERBS", {"release": broken})
+        patched.setattr("worker.bulk.VERBS", {"release": broken})
         bulks.begin(bulk)
         ended(bulk)
     return bulk
@@ -472,7 +473,7 @@ def test_a_bulk_run_that_is_changed_on_its_way_ends(
         redis.hset(key_in_redis(bulk), "signed", texts[forged])
         return release(desk, key, asked)
 
-    monkeypatch.setattr(bulk_runs, "VERBS", {"release": robbed})
+    monkeypatch.setattr("worker.bulk.VERBS", {"release": robbed})
     bulks.go_on(bulk, "rob")
     ended(bulk)
     states = [state_of(journal_of(app), key_of(0x1000 + one)) for one in range(40)]
@@ -527,6 +528,26 @@ def test_a_recount_without_its_source_says_so(browser: Browser) -> None:
     """A source that is not configured any more is a line in the table, not a crash."""
     text = browser.post(f"{page_of(key_of(1))}/recount", WHY).text
     assert "no usage source &#34;events&#34; any more" in text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecretSource:
+    """A source of others that cannot do without its secret."""
+
+    token: str = field(repr=False, metadata={"secret": True})
+
+
+@pytest.mark.parametrize("url", [f"{page_of(key_of(1))}/recount", "/ops/sources"])
+def test_a_source_whose_secret_is_missing_says_so(app: Flask, browser: Browser, url: str) -> None:
+    """One that came into the file since the start names the variable that is not set."""
+    data = {"usage_sources": {"events": {"kind": f"{__name__}:SecretSource"}}}
+    platforms = {"billforward": {"base_url": "http://127.0.0.1:1/v1"}}
+    changed = config_of({"platforms": platforms, **data}, {})
+    before = app.extensions["ops_board"]
+    app.extensions["ops_board"] = Board(before.desk, before.measures, changed, lambda: changed)
+    answer = browser.post(url, WHY)
+    assert answer.status_code in (200, 409)
+    assert "RECONCILER__USAGE_SOURCES__EVENTS__TOKEN" in answer.text
 
 
 def test_a_preview_prices_and_writes_nothing(
@@ -588,7 +609,7 @@ def test_the_acts_refuse_what_is_unknown_or_taken(desk: Desk) -> None:
             act(desk, taken, asked)
     with pytest.raises(ActRefused, match="a worker is at it"):
         replay(desk, taken, asked, recount=True)
-    with pytest.raises(ActRefused, match="every platform was not paused; paused is nothing"):
+    with pytest.raises(ActRefused, match="there is no pause of every platform; paused: none"):
         resume(desk, "", asked)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from builders import LEASE, NOW, delivery, frozen
 from click.testing import CliRunner, Result
 from sandbox_builders import february_invoice
+from test_journal_commands import seen
 
 from sandbox.process import RunningSandbox
 from worker.cli import main
@@ -95,6 +97,21 @@ def test_before_counted_and_amount_are_shown(place: Path, sandbox: RunningSandbo
         assert db.execute("SELECT count(*) FROM invoices").fetchone() == (0,)
 
 
+def test_a_terminal_shows_that_it_counts(place: Path, sandbox: RunningSandbox) -> None:
+    """A spinner on standard error that goes; none for programs, and no colours with NO_COLOR."""
+    key = invoice(sandbox)
+    stdout, stderr = seen("preview", key)
+    assert stdout.endswith("would be 0.10; nothing was written\n")
+    assert "counting" in stderr
+    assert "\x1b[32m" in stderr
+    assert stderr.endswith("\x1b[2K")
+    _, plain = seen("preview", key, NO_COLOR="1")
+    assert "counting" in plain
+    assert "\x1b[3" not in plain
+    stdout, stderr = seen("preview", key, "--json")
+    assert (json.loads(stdout)["total"], stderr) == ("0.10", "")
+
+
 def test_json_holds_the_same(place: Path, sandbox: RunningSandbox) -> None:
     """Every number as exact text."""
     result = run("preview", invoice(sandbox), "--json")
@@ -106,9 +123,12 @@ def test_json_holds_the_same(place: Path, sandbox: RunningSandbox) -> None:
 
 def test_what_would_hold_it_is_shown(place: Path, sandbox: RunningSandbox) -> None:
     """A component without a source holds, exit code 3, and nothing is written."""
-    result = run("preview", invoice(sandbox, charges=2))
+    key = invoice(sandbox, charges=2)
+    result = run("preview", key)
     assert result.exit_code == 3
     assert ': hold: component "Text messages 1" has no source.' in result.stdout
+    told = json.loads(run("preview", key, "--json").stdout)
+    assert (told["decision"], told["until"]) == ("hold", None)
     assert writes(sandbox) == []
 
 
@@ -117,6 +137,9 @@ def test_an_unknown_invoice_is_said(place: Path, sandbox: RunningSandbox) -> Non
     result = run("preview", "INV-00000000-0000-4000-8000-0000DEAD")
     assert "wait until" in result.stdout
     assert "the platform does not know it yet" in result.stdout
+    told = json.loads(run("preview", "INV-00000000-0000-4000-8000-0000DEAD", "--json").stdout)
+    assert (told["decision"], told["reason"]) == ("wait", "the platform does not know it yet")
+    assert datetime.fromisoformat(told["until"]) > datetime.now(UTC)
 
 
 def test_a_charge_that_joined_after_the_count_is_no_zero(

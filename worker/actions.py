@@ -123,8 +123,8 @@ def resume(desk: Desk, platform: str, asked: Asked) -> Act:
     """Undo a pause, and return the act; the next sweep rings for everything that is due."""
     act = desk.act("resume", platform, asked)
     if not desk.journal.resume(act):
-        standing = ", ".join(map(named, desk.journal.paused())) or "nothing"
-        raise ActRefused(f"{named(platform)} was not paused; paused is {standing}")
+        standing = ", ".join(map(named, desk.journal.paused())) or "none"
+        raise ActRefused(f"there is no pause of {named(platform)}; paused: {standing}")
     return act
 
 

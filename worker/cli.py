@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import click
 from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
+from worker.bulk_commands import bulk
 from worker.config import Config
 from worker.demo.run import STATE_FOLDER, run_demo
 from worker.doctor import Finding, examine
@@ -37,6 +39,7 @@ from worker.journal import open_journal
 from worker.journal_commands import journal
 from worker.logs import configure_logs
 from worker.preview_command import preview
+from worker.progress import progress
 from worker.rq_worker import run_worker
 from worker.sources_command import sources
 from worker.sweep import Sweep, sweep_until
@@ -79,11 +82,11 @@ def main(ctx: click.Context, config_file: Path | None) -> None:
     """Count the usage of pending invoices, write it on their charges, and issue them.
 
     \b
-    reconciler demo                 the whole job on this machine, nothing to set up
-    reconciler doctor               is everything there, and how to mend what is not
-    reconciler list --state held    what needs a person
-    reconciler show INV-…           the whole story of one invoice
-    reconciler replay INV-…         run it again; safe at any time
+    reconciler demo                        the whole job here, nothing to set up
+    reconciler doctor                      what is wrong, and how to mend it
+    reconciler list --state held           what needs a person
+    reconciler show INV-…                  the whole story of one invoice
+    reconciler replay INV-… --reason "…"   run it again; safe at any time
     """  # noqa: D301  click reads the backspace itself
     if config_file is not None:
         os.environ[CONFIG_VARIABLE] = str(config_file)
@@ -181,7 +184,7 @@ def sweep_command(once: bool) -> None:
 
 for command in (
     *(list_command, show, preview, replay, recount, hold, release, close, pause, resume),
-    *(journal, count, sources, events),
+    *(bulk, journal, count, sources, events),
 ):
     main.add_command(command)
 
@@ -195,7 +198,11 @@ def doctor(as_json: bool) -> None:
     with 3 while anything is wrong.
     """
     findings = []
-    for finding in examine():  # told one by one: each look may take its time
+
+    def looking(subject: str) -> AbstractContextManager[object]:
+        return progress(f"looking at {subject}", None, shown=not as_json)
+
+    for finding in examine(looking=looking):  # told one by one: each look may take its time
         findings.append(finding)
         if not as_json:
             _tell(finding)

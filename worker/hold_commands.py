@@ -11,13 +11,13 @@ from worker import actions
 from worker.actions import Asked, Desk
 from worker.domain import InvoiceKey, utc_text
 from worker.invoice_commands import (
-    Reason,
     as_json,
     invoice_argument,
     invoice_key,
     open_desk,
     platform_option,
     print_json,
+    reason_option,
     refusable,
     tell_done,
     user,
@@ -26,14 +26,13 @@ from worker.journal import open_journal
 from worker.record import Act
 from worker.wiring import configured
 
-_reason = click.option("--reason", type=Reason(), required=True, help="Why; goes into the record.")
 _platform = click.option("--platform", default="", help="Only this one. Default: all of them.")
 
 
 @click.command()
 @invoice_argument
 @platform_option
-@_reason
+@reason_option
 @as_json
 def hold(invoice_id: str, platform: str | None, reason: str, *, as_json: bool) -> None:
     """Hold an invoice back. Nothing is done for it, whatever is notified, until its release."""
@@ -48,7 +47,7 @@ def hold(invoice_id: str, platform: str | None, reason: str, *, as_json: bool) -
 @click.command()
 @invoice_argument
 @platform_option
-@_reason
+@reason_option
 @as_json
 def release(invoice_id: str, platform: str | None, reason: str, *, as_json: bool) -> None:
     """Let a parked or held invoice go. It is worked on at once, with all its attempts."""
@@ -63,26 +62,26 @@ def release(invoice_id: str, platform: str | None, reason: str, *, as_json: bool
 
 @click.command()
 @_platform
-@_reason
+@reason_option
 @as_json
 def pause(platform: str, reason: str, *, as_json: bool) -> None:
     """Let no worker begin with an invoice; what one is at, it ends. Notifications are taken."""
     with closing(open_journal(configured().journal.url)) as journal:
         desk = open_desk(configured(), journal)
-        since = actions.pause(desk, _checked(platform), _asked(reason))
+        since = actions.pause(desk, _checked(desk, platform), _asked(reason))
     told = f"{actions.named(platform)} paused since {utc_text(since.at)} by {since.by}"
     _tell(since, told, as_json=as_json)
 
 
 @click.command()
 @_platform
-@_reason
+@reason_option
 @as_json
 def resume(platform: str, reason: str, *, as_json: bool) -> None:
     """Undo a pause; the next sweep rings for everything that is due."""
     with closing(open_journal(configured().journal.url)) as journal:
         desk = open_desk(configured(), journal)
-        act = refusable(lambda: actions.resume(desk, _checked(platform), _asked(reason)))
+        act = refusable(lambda: actions.resume(desk, _checked(desk, platform), _asked(reason)))
     _tell(act, f"{actions.named(platform)} resumed", as_json=as_json)
 
 
@@ -114,8 +113,8 @@ def _asked(reason: str) -> Asked:
     return Asked(user(), reason)
 
 
-def _checked(platform: str) -> str:
+def _checked(desk: Desk, platform: str) -> str:
     names = configured().platforms
-    if platform and platform not in names:
+    if platform and platform not in {*names, *desk.journal.paused()}:
         raise click.UsageError(f"there is no platform {platform!r}; there are {', '.join(names)}")
     return platform

@@ -8,9 +8,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import reduce
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -19,7 +20,7 @@ from worker import actions
 from worker.actions import ActRefused, Asked, Desk
 from worker.causes import CAUSES
 from worker.config import Config
-from worker.domain import InvoiceKey
+from worker.domain import InvoiceKey, utc
 from worker.doorbell import Doorbell
 from worker.errors import ReconcilerError
 from worker.journal import open_journal
@@ -36,6 +37,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _POLL_SECONDS = 0.2
 
 Answer = TypeVar("Answer")
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg]
@@ -53,7 +55,10 @@ class Moment(click.ParamType):  # type: ignore[type-arg]
             moment = moment.replace(tzinfo=UTC)
         if moment.tzinfo is None:
             self.fail(f"{value!r} has no zone; write Z or an offset such as +02:00 behind it")
-        return moment
+        try:
+            return utc(moment)
+        except OverflowError:
+            self.fail(f"{value!r} is outside the calendar: in UTC it has no year from 1 to 9999")
 
 
 class Reason(click.ParamType):  # type: ignore[type-arg]
@@ -72,41 +77,65 @@ class Reason(click.ParamType):  # type: ignore[type-arg]
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 invoice_argument = click.argument("invoice_id", metavar="INV")
 platform_option = click.option("--platform", help="Needed where several know the id, or none yet.")
+reason_option = click.option(
+    "--reason", type=Reason(), required=True, help="Why; goes into the record."
+)
+
+
+def filter_options(*because: str) -> Callable[[Command], Command]:
+    """Let a command take a filter, for `filter_of`; with other names for `--because`."""
+    options = (
+        click.option(
+            "--state",
+            "states",
+            type=click.Choice([state.value for state in State]),
+            multiple=True,
+            help="Only invoices in this state; may be given several times.",
+        ),
+        click.option("--platform", help="Only of this platform."),
+        click.option(
+            "--cause", type=click.Choice([c.key for c in CAUSES]), help="Only held for this."
+        ),
+        click.option("--because", *because, "because", help="Only with these words in the reason."),
+        click.option("--subscription", metavar="ID", help="Only of this subscription."),
+        click.option("--account", metavar="ID", help="Only of this account."),
+        click.option(
+            "--component", metavar="NAME", help="Only with a usage charge of this component."
+        ),
+        click.option("--since", type=Moment(), help="Only where a usage period ends after it."),
+        click.option("--until", type=Moment(), help="Only where a usage period starts before it."),
+        click.option("--text", help="Only with these words in the id or the reason."),
+        click.option("--newest", "newest_first", is_flag=True, help="Newest first."),
+    )
+
+    def decorated(command: Command) -> Command:
+        return reduce(lambda inner, option: option(inner), reversed(options), command)
+
+    return decorated
+
+
+def filter_of(wanted: Mapping[str, Any]) -> Filter:
+    """Make the filter of what `filter_options` took."""
+    given = {name: value for name, value in wanted.items() if value is not None}
+    states, reason = given.pop("states"), given.pop("because", "")
+    return Filter(states=tuple(map(State, states)), reason=reason, **given)
 
 
 @click.command(name="list")
-@click.option(
-    "--state",
-    "states",
-    type=click.Choice([state.value for state in State]),
-    multiple=True,
-    help="Only invoices in this state; may be given several times.",
-)
-@click.option("--platform", help="Only of this platform.")
-@click.option("--cause", type=click.Choice([c.key for c in CAUSES]), help="Only held for this.")
-@click.option("--reason", help="Only with these words in the reason.")
-@click.option("--subscription", metavar="ID", help="Only of this subscription.")
-@click.option("--account", metavar="ID", help="Only of this account.")
-@click.option("--component", metavar="NAME", help="Only with a usage charge of this component.")
-@click.option("--since", type=Moment(), help="Only where a usage period ends after it.")
-@click.option("--until", type=Moment(), help="Only where a usage period starts before it.")
-@click.option("--text", help="Only with these words in the id or the reason.")
-@click.option("--newest", "newest_first", is_flag=True, help="Newest first.")
+@filter_options("--reason")
 @click.option(
     "--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most so many."
 )
 @as_json
-def list_command(limit: int, as_json: bool, states: Sequence[str], **wanted: Any) -> None:
+def list_command(limit: int, as_json: bool, **wanted: Any) -> None:
     """List invoices, oldest first. Of several options, all must hold.
 
     \b
     reconciler list --state held --component "Fax pages"
     reconciler list --since 2026-10-01 --until 2026-11-01 --json
     """  # noqa: D301  click reads the backspace itself
-    asked = {name: value for name, value in wanted.items() if value is not None}
-    chosen = Filter(states=tuple(map(State, states)), **asked)
     with closing(open_journal(configured().journal.url)) as journal:
-        page = journal.search(chosen, limit)
+        page = journal.search(filter_of(wanted), limit)
     if as_json:
         print_json([row_json(one.row) | listed_json(one) for one in page.invoices])
     else:
@@ -163,7 +192,7 @@ def show(invoice_id: str, platform: str | None, as_json: bool) -> None:
     key = invoice_key(config, journal, invoice_id, platform)
     history = journal.history(key)
     if history is None:
-        _fail(f"{key.invoice_id} is not in the journal; reconciler replay asks {key.platform}")
+        _fail(f"{key.invoice_id} is not in the journal; a replay asks {key.platform}")
     if as_json:
         print_json(story_json(history))
     else:
@@ -173,7 +202,7 @@ def show(invoice_id: str, platform: str | None, as_json: bool) -> None:
 @click.command()
 @invoice_argument
 @platform_option
-@click.option("--reason", type=Reason(), help="Why, for the record; needed with --recount.")
+@reason_option
 @click.option("--recount", is_flag=True, help="Count anew; only while nothing was written.")
 @click.option(
     "--wait",
@@ -186,15 +215,13 @@ def show(invoice_id: str, platform: str | None, as_json: bool) -> None:
 def replay(
     invoice_id: str,
     platform: str | None,
-    reason: str | None,
+    reason: str,
     recount: bool,
     wait: float,
     as_json: bool,
 ) -> None:
     """Run one invoice again. Safe from every state, any number of times."""
-    if recount and reason is None:
-        raise click.UsageError("--recount gives up what was counted: say why with --reason")
-    asked = Asked(user(), reason or "replayed by hand")
+    asked = Asked(user(), reason)
     config = configured()
     journal = open_journal(config.journal.url)
     key = invoice_key(config, journal, invoice_id, platform)

@@ -73,8 +73,10 @@ def copy(source: str, target: str) -> None:
     with closing(_opened("FROM", source)) as of, closing(_opened("TO", target)) as to:
         if of.store.place == to.store.place:
             raise click.UsageError("FROM and TO are the same")
-        with progress("copying and verifying", None):
-            copied = copy_journal(of, to, utc_now())
+        counts = of.counts()
+        steps = sum(counts.values()) + counts["invoices"]  # each of which is verified
+        with progress("copying and verifying", steps) as advance:
+            copied = copy_journal(of, to, utc_now(), advance)
         click.echo(f"copied {of.store.place} to {to.store.place}:")
     for table, rows in copied.items():
         click.echo(f"{rows:>9} {table}")

@@ -44,11 +44,11 @@ def preview(invoice_id: str, platform: str | None, *, as_json: bool) -> None:
             click.echo("\n".join(_lines(found)))
         return
     verb = type(found).__name__.lower()
-    until = f" until {utc_text(found.until)}" if isinstance(found, Wait) else ""
+    until = utc_text(found.until) if isinstance(found, Wait) else None
     if as_json:
-        print_json({"decision": verb, "reason": found.reason})
+        print_json({"decision": verb, "reason": found.reason, "until": until})
     else:
-        click.echo(f"{invoice_id}: {verb}{until}: {found.reason}")
+        click.echo(f"{invoice_id}: {verb}{f' until {until}' if until else ''}: {found.reason}")
     if isinstance(found, Hold):
         sys.exit(NEEDS_ATTENTION)
 

@@ -32,18 +32,18 @@ def progress(
     console = Console(stderr=True)
     looked_at = sys.stderr.isatty() and not console.is_dumb_terminal  # whatever FORCE_COLOR says
     with Progress(
-        *_columns(doing, total, in_bytes=in_bytes),
+        *_columns(total, in_bytes=in_bytes),
         console=console,
         transient=True,
         redirect_stdout=False,  # it would send data to standard error
         disable=not (shown and looked_at),
     ) as bar:
-        task = bar.add_task("", total=total, completed=done)
+        task = bar.add_task(doing, total=total, completed=done)
         yield lambda done: bar.update(task, completed=done)
 
 
-def _columns(doing: str, total: int | None, *, in_bytes: bool) -> tuple[ProgressColumn, ...]:
-    begin = (SpinnerColumn("line"), TextColumn(doing), BarColumn())
+def _columns(total: int | None, *, in_bytes: bool) -> tuple[ProgressColumn, ...]:
+    begin = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), BarColumn())
     if total is None:
         return (*begin, TimeElapsedColumn())
     return (*begin, DownloadColumn() if in_bytes else MofNCompleteColumn(), TimeRemainingColumn())

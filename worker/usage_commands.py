@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
+from typing import NoReturn
 
 import click
 
@@ -15,22 +16,21 @@ from worker.asking import counted
 from worker.config import Config
 from worker.counting import frozen_tally
 from worker.domain import Component, FrozenTally, Period, Tally, UsageQuery
-from worker.errors import ConfigError
+from worker.errors import SourceInvalid, SourceUnavailable
 from worker.invoice_commands import (
     NEEDS_ATTENTION,
     Moment,
-    Reason,
     as_json,
     invoice_argument,
     invoice_key,
     open_desk,
     platform_option,
     print_json,
+    reason_option,
     user,
 )
 from worker.journal import open_journal
 from worker.plugins import suggestion
-from worker.ports import UsageSource
 from worker.progress import progress
 from worker.recount import Recount, recount_json
 from worker.recount import recount as counted_again
@@ -60,16 +60,14 @@ def count(component: str, subject: str, start: datetime, end: datetime, *, as_js
     if end < start:
         raise click.UsageError("--to lies before --from")
     query = asked.query("", subject, Period(start, end))
-    tallies = counted(_sources(config), asked.source, [query])
+    try:
+        with progress("counting", None, shown=not as_json):
+            tallies = counted(open_sources(config), asked.source, [query])
+    except SourceInvalid as error:
+        _held(str(error))
+    except SourceUnavailable as error:
+        raise SourceUnavailable(f"{error}; try again later") from error
     _tell_count(asked, query, tallies, as_json=as_json)
-
-
-def _sources(config: Config) -> dict[str, UsageSource]:
-    """Make the sources, which need no secret but their own."""
-    missing = [told for told in config.missing_secrets if told.startswith("usage_sources.")]
-    if missing:
-        raise ConfigError(missing)
-    return open_sources(config)
 
 
 def _component(config: Config, name: str) -> Component:
@@ -86,8 +84,7 @@ def _tell_count(
 ) -> None:
     result = frozen_tally(query, tallies, component)
     if isinstance(result, str):
-        click.echo(f"an invoice would be held: {result}", err=True)
-        sys.exit(NEEDS_ATTENTION)
+        _held(result)
     if as_json:
         print_json(tally_json(result))
         return
@@ -96,19 +93,24 @@ def _tell_count(
         click.echo(f"  {line}")
 
 
+def _held(reason: str) -> NoReturn:
+    click.echo(f"an invoice would be held: {reason}", err=True)
+    sys.exit(NEEDS_ATTENTION)
+
+
 @click.command()
 @invoice_argument
 @platform_option
 @click.option("--late-too", is_flag=True, help="Count also what came in after the first count.")
-@click.option("--reason", type=Reason(), help="Why; puts the recount into the invoice's record.")
+@reason_option
 @as_json
 def recount(
-    invoice_id: str, platform: str | None, *, late_too: bool, reason: str | None, as_json: bool
+    invoice_id: str, platform: str | None, *, late_too: bool, reason: str, as_json: bool
 ) -> None:
     """Count again what was billed, and print the difference. Nothing is billed anew.
 
-    With --reason it is recorded, as on the pages; without, nothing is written. Ends with 3 when a
-    count differs or cannot be made.
+    It stands in the invoice's record, with the differences. Ends with 3 when a count differs or
+    cannot be made.
     """
     config = configured()
     with closing(open_journal(config.journal.url)) as journal:
@@ -116,15 +118,14 @@ def recount(
         history = journal.history(key)
         if history is None or not history.tallies:
             raise click.ClickException(f"{invoice_id}: nothing of it was counted yet")
-        again = counted_again(history.tallies, _sources(config), late_too=late_too)
+        again = counted_again(history.tallies, open_sources(config), late_too=late_too)
         results: list[Recount] = []
         with progress("counting", len(history.tallies), shown=not as_json) as advance:
             for result in again:
                 results.append(result)
                 advance(len(results))
-        if reason is not None:
-            desk, asked = open_desk(config, journal), Asked(user(), reason)
-            actions.recounted(desk, key, asked, results, late_too=late_too)
+        desk, asked = open_desk(config, journal), Asked(user(), reason)
+        actions.recounted(desk, key, asked, results, late_too=late_too)
     if as_json:
         print_json([recount_json(result) for result in results])
     else:

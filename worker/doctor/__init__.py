@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 
 from worker.doctor import platforms, queue, records, settings, sources
@@ -18,9 +19,11 @@ _CLOCK_OFF = timedelta(minutes=2)
 
 
 def examine(
-    now: Callable[[], datetime] = utc_now, most_seconds: float = MOST_SECONDS
+    now: Callable[[], datetime] = utc_now,
+    most_seconds: float = MOST_SECONDS,
+    looking: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[Finding]:
-    """Look at one thing after the other, each for so long at most.
+    """Look at one thing after the other, each for so long at most; `looking` is around each look.
 
     Changes nothing but to make a journal where none is. No finding holds a secret.
     """
@@ -32,7 +35,9 @@ def examine(
         return
     yield Finding("config", well=True, told=f"{len(config.rules.components)} components mapped")
     for look in _looks(Visit(config=config, now=now)):
-        for finding in findings_of(look, most_seconds):
+        with looking(one_line(look.subject)):
+            found = findings_of(look, most_seconds)
+        for finding in found:
             yield Finding(
                 subject=one_line(finding.subject),
                 well=finding.well,

@@ -19,7 +19,7 @@ LEAST_FREE_BYTES = 500_000_000
 _LAST_INVOICES = 100
 _MEND = (
     "held: `reconciler list --state held` tells the reasons; mend them, then"
-    " `reconciler replay INV-…`. Due: mend what is said of workers, sweep and Redis"
+    ' `reconciler replay INV-… --reason "…"`. Due: mend what is said of workers, sweep and Redis'
 )
 
 
@@ -114,7 +114,7 @@ def _unmapped(visit: Visit, last: Sequence[Listed]) -> Iterator[Finding]:
             well=False,
             told=f'component "{name}" of {seen[name]} has no source: each invoice with it is held',
             mend=f"map it in the config: [{dotted(('components', name))}] with source and metric;"
-            " then `reconciler replay INV-…`",
+            ' then `reconciler replay INV-… --reason "…"`',
         )
     if not unmapped:
         told = f"all components of the last {len(last)} invoices are mapped"

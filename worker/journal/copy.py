@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
-from itertools import islice
 
 from worker.domain import InvoiceKey
 from worker.errors import ReconcilerError
@@ -17,12 +16,20 @@ from worker.journal.verify import invoice_keys, row_counts, verify_invoice
 _BATCH = 200  # rows; of deliveries, each with its body
 
 
-def copy_journal(source: SqlJournal, target: SqlJournal, now: datetime) -> Mapping[str, int]:
+def copy_journal(
+    source: SqlJournal,
+    target: SqlJournal,
+    now: datetime,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Mapping[str, int]:
     """Copy everything in one transaction on the target; return how many rows of each table.
+
+    `advance` is told how many rows are copied and invoices verified.
 
     Raises ReconcilerError, and leaves the target empty, when it is not empty, a worker runs on
     the source, the source changes meanwhile, or the copy does not prove itself whole.
     """
+    rows = 0
     with target.store.transaction() as to:
         if any(row_counts(to).values()):
             raise ReconcilerError(f"{target.store.place} is not empty: copy into a new journal")
@@ -31,12 +38,14 @@ def copy_journal(source: SqlJournal, target: SqlJournal, now: datetime) -> Mappi
             for table in KEYS:
                 for batch in _batches(of, table):
                     to.insert(table, batch)
+                    rows += len(batch)
+                    advance(rows)
         copied, there = row_counts(to), source.counts()
         if copied != there:
             raise ReconcilerError(
                 f"{source.store.place} changed while it was copied: stop webhook, worker and sweep"
             )
-        _verify(to)
+        _verify(to, rows, advance)
     return copied
 
 
@@ -59,9 +68,11 @@ def _batches(of: Transaction, table: str) -> Iterator[list[Row]]:
         where, last = f"WHERE ({key}) > ({marks})", [batch[-1][name] for name in names]
 
 
-def _verify(to: Transaction) -> None:
-    broken = (verify_invoice(to, key) for key in invoice_keys(to.rows))
-    for fault in islice(filter(None, broken), 1):
-        raise ReconcilerError(
-            f"not copied, as the record is not whole: {fault}; reconciler journal verify tells all"
-        )
+def _verify(to: Transaction, rows: int, advance: Callable[[int], None]) -> None:
+    for done, key in enumerate(invoice_keys(to.rows), start=rows + 1):
+        if fault := verify_invoice(to, key):
+            raise ReconcilerError(
+                f"not copied, as the record is not whole: {fault};"
+                " reconciler journal verify tells all"
+            )
+        advance(done)

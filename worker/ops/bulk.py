@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from datetime import datetime
 
 import structlog
@@ -11,24 +10,20 @@ from flask import current_app, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from werkzeug.datastructures import MultiDict
 
+from worker.actions import ActRefused
+from worker.bulk import VERBS, narrowed
 from worker.domain import utc, utc_text
 from worker.http_edge import Refused
 from worker.ops.access import person
 from worker.ops.asked import asked
 from worker.ops.board import board
-from worker.ops.bulk_runs import DONE, RUNNING, VERBS, Bulk, Bulks, BulkUnreadable, new_id
+from worker.ops.bulk_runs import DONE, RUNNING, Bulk, Bulks, BulkUnreadable, new_id
 from worker.ops.filters import Query, read_query
-from worker.record import State
 
 log = structlog.get_logger("ops")
 
 _SHOWN = 10
 _ID = re.compile(r"[0-9a-f]{24}")
-_MAY_BE = {
-    "release": (State.HELD, State.PARKED),
-    # what is done with is run again only where somebody asks for that state
-    "replay": (State.DUE, State.WAITING, State.RETRYING, State.HELD, State.OBSERVED),
-}
 
 
 def confirm() -> ResponseReturnValue:
@@ -93,14 +88,11 @@ def _query(verb: str, given: MultiDict[str, str]) -> Query:
     if verb not in VERBS:
         raise Refused(400, "bad_verb", "Only a replay or a release can be done in bulk.")
     query = read_query(given)
-    states = query.wanted.states or _MAY_BE[verb]
-    if verb == "release":
-        states = tuple(state for state in states if state in _MAY_BE[verb])
-    states = tuple(state for state in states if verb == "release" or state is not State.PARKED)
-    if not states:
-        raise Refused(409, "nothing_to_do", f"A {verb} does nothing for invoices in this state.")
-    params = {**query.params, "state": [state.value for state in states]}
-    return Query(replace(query.wanted, states=states), params)
+    try:
+        wanted = narrowed(verb, query.wanted)
+    except ActRefused as refusal:
+        raise Refused(409, "nothing_to_do", str(refusal)) from refusal
+    return Query(wanted, {**query.params, "state": [state.value for state in wanted.states]})
 
 
 def _bulks() -> Bulks:

@@ -11,36 +11,33 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import cast
-from urllib.parse import urlencode
 
 import structlog
 from itsdangerous import BadData
 from redis import RedisError
 from werkzeug.datastructures import MultiDict
 
-from worker import actions
 from worker.actions import Asked, Desk
-from worker.domain import InvoiceKey, utc, utc_text
+from worker.bulk import STEP, Became, Many, acts, record
+from worker.domain import utc, utc_text
 from worker.errors import QueueUnavailable, ReconcilerError
 from worker.ops.filters import Params, read_query
 from worker.ops.visits import signer
-from worker.overviews import Cursor, Filter
+from worker.overviews import Cursor
 
 RUNNING, STOPPED, DONE, FAILED = "running", "stopped", "done", "failed"
 _STATES = (RUNNING, STOPPED, DONE, FAILED)
-STEP = 20  # invoices between two looks whether to stop
 
 _DIGITS = 12  # more invoices than any journal has
 _KEPT = timedelta(days=7)
 _SILENT = timedelta(minutes=1)
 _ID = 12
-
-Verb = Callable[[Desk, InvoiceKey, Asked], str]
-VERBS: Mapping[str, Verb] = {"replay": actions.replay, "release": actions.release}
 
 log = structlog.get_logger("ops")
 
@@ -67,6 +64,17 @@ class Bulk:
     beat_at: datetime | None = None
     runner: str = ""  # the thread that may work on it
     note: str = ""  # why it failed, or what a person must know
+
+    @property
+    def many(self) -> Many:
+        """Return what it does, and to which invoices."""
+        return Many(
+            verb=self.verb,
+            wanted=read_query(MultiDict(self.params)).wanted,
+            asked=self.asked,
+            as_of=self.as_of,
+            total=self.total,
+        )
 
     @property
     def seen(self) -> int:
@@ -114,11 +122,11 @@ class Bulks:
     def stop(self, bulk: Bulk, by: str) -> None:
         """Let it end after the step it is at, and record who stopped it; raise QueueUnavailable."""
         self._put(bulk.id, {"state": STOPPED})
-        self._record("stop bulk", replace(bulk, asked=Asked(by, bulk.asked.reason)))
+        self._record("stop bulk", _taken_over(bulk, by))
 
     def go_on(self, bulk: Bulk, by: str) -> None:
         """Start a thread where the last one got, in this person's name; raise QueueUnavailable."""
-        self._start(replace(bulk, asked=Asked(by, bulk.asked.reason)), "go on with bulk")
+        self._start(_taken_over(bulk, by), "go on with bulk")
 
     def _start(self, asked: Bulk, how: str) -> None:
         bulk = replace(asked, runner=secrets.token_hex(4))
@@ -131,13 +139,8 @@ class Bulks:
         ).start()
 
     def _record(self, how: str, bulk: Bulk) -> None:
-        """Keep in the journal who asked, and for which invoices: Redis forgets it."""
-        words = urlencode(bulk.params, doseq=True)
-        number = f"{bulk.total:,} invoice{'s' * (bulk.total != 1)}"
-        told = f"{bulk.asked.reason} ({number}, {words}, run {bulk.id})"
-        asked = Asked(bulk.asked.by, told)
-        act = self._desk.act(f"{how} {bulk.verb}", wanted_of(bulk).platform, asked)
-        self._desk.journal.record_act(act)
+        """Keep in the journal what Redis forgets."""
+        record(self._desk, how, bulk.many, f"run {bulk.id}")
 
     def _run(self, bulk_id: str, runner: str) -> None:
         """Make steps until the list ends, somebody stops it, or another thread took it over."""
@@ -158,20 +161,16 @@ class Bulks:
 
     def _step(self, bulk: Bulk) -> dict[str, str]:
         """Act on the next invoices; return what to store of it."""
-        found = self._desk.journal.listed(wanted_of(bulk), STEP, bulk.after)
-        numbers = {"done": bulk.done, "refused": bulk.refused, "passed": bulk.passed}
-        warning = bulk.note
-        for listed in found:
-            if listed.row.updated_at > bulk.as_of:
-                numbers["passed"] += 1
-                continue
-            try:
-                warning = VERBS[bulk.verb](self._desk, listed.row.key, bulk.asked) or warning
-                numbers["done"] += 1
-            except actions.ActRefused:
-                numbers["refused"] += 1
+        found = list(islice(acts(self._desk, bulk.many, bulk.after), STEP))
+        became = Counter(one.became for one in found)
+        warnings = [one.told for one in found if one.became is Became.DONE and one.told]
+        numbers = {
+            "done": bulk.done + became[Became.DONE],
+            "refused": bulk.refused + became[Became.REFUSED],
+            "passed": bulk.passed + became[Became.PASSED],
+        }
         stored = {name: str(number) for name, number in numbers.items()}
-        stored |= {"beat_at": utc_text(self._desk.now()), "note": warning}
+        stored |= {"beat_at": utc_text(self._desk.now()), "note": [bulk.note, *warnings][-1]}
         if len(found) < STEP:
             log.info("ops_bulk_done", bulk=bulk.id, by=bulk.asked.by, verb=bulk.verb, **numbers)
             return {**stored, "state": DONE}
@@ -234,9 +233,8 @@ def new_id() -> str:
     return secrets.token_hex(_ID)
 
 
-def wanted_of(bulk: Bulk) -> Filter:
-    """Return which invoices it is for."""
-    return read_query(MultiDict(bulk.params)).wanted
+def _taken_over(bulk: Bulk, by: str) -> Bulk:
+    return replace(bulk, asked=Asked(by, bulk.asked.reason))
 
 
 def _key(bulk_id: str) -> str:
