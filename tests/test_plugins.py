@@ -149,6 +149,14 @@ def test_complaints(settings: dict[str, Any], complaints: list[tuple[tuple[str],
     assert complaints_about(Meter, settings) == complaints
 
 
+def test_a_missing_setting_with_few_values_names_them() -> None:
+    """What it can be stands in the complaint; where anything goes, only that it is missing."""
+    told = dict(complaints_about(CsvSource, {"path": "x", "subject_column": "s"}))
+    assert told["time_column",] == "is missing"
+    formats = '"iso", "epoch_seconds", "epoch_milliseconds" or "epoch_microseconds"'
+    assert told["time_format",] == f"is missing; give {formats}"
+
+
 @pytest.mark.parametrize(
     ("settings", "complaints"),
     [

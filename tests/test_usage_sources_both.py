@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import NOW, frozen, other_key
+from contracts_search import claimed, known
 from pydantic import TypeAdapter, ValidationError
 from test_usage_sources_csv import FILE, write
 from test_usage_sources_sql import TABLE, rows_of, store
@@ -22,6 +25,7 @@ from usage_sources.csv_file import CsvSource
 from usage_sources.sql import SqlSource
 from worker.domain import Evidence, Tally, UsageQuery
 from worker.errors import PermanentError, SourceInvalid, SourceUnavailable, TransientError
+from worker.journal import open_journal
 
 
 def of_file(events: Sequence[UsageEvent], folder: Path) -> CsvSource:
@@ -217,11 +221,11 @@ def test_what_differs_is_held_with_both_numbers(
 
 
 def test_the_error_has_the_numbers() -> None:
-    """Both numbers and both tolerances are there as they are written."""
+    """Both numbers, how far apart they are and both tolerances are there as they are written."""
     allowed = {"tolerance": Decimal("0.50"), "tolerance_percent": Decimal(1)}
     sources = both(NUMBER, Decimal("989.50"), **allowed)
-    told = "old counted 1000, new counted 989.5; tolerance 0.5 or 1 % of the first"
-    with pytest.raises(SourceInvalid, match=told):
+    told = "old counted 1000, new counted 989.5, apart 10.5 (1.05 %); tolerance 0.5 or 1 %"
+    with pytest.raises(SourceInvalid, match=re.escape(told)):
         sources.count([query()])
 
 
@@ -286,6 +290,25 @@ def test_a_first_that_fails_bills_nothing_even_in_shadow() -> None:
         assert caught.value.retry_after == wait
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (NUMBER, NUMBER, "apart 0 (0 %)"),
+        (NUMBER, LESS, "apart 10 (1 %)"),
+        (LESS, NUMBER, "apart 10 (1.01 %)"),
+        (-NUMBER, NUMBER, "apart 2000 (200 %)"),
+        (NUMBER, Decimal("1000.000001"), "apart 0.000001 (less than 0.01 %)"),
+        (FEW, Decimal("1E+3"), "apart 1000"),
+        (FEW, FEW, "apart 0"),
+    ],
+)
+def test_the_note_tells_how_far_apart_they_are(one: Decimal, other: Decimal, told: str) -> None:
+    """The difference, and how many percent of the first it is, where there are any."""
+    note = both(one, other, shadow=True).count([query()])[0].evidence.notes[1]
+    assert f", {told}; tolerance" in note
+    assert note.endswith("; the first stands") == (one != other)
+
+
 @pytest.mark.parametrize("other", [LESS, None, 1000.0])
 def test_in_shadow_a_difference_is_a_note(other: Any) -> None:
     """The first bills, and the note has both numbers."""
@@ -293,6 +316,33 @@ def test_in_shadow_a_difference_is_a_note(other: Any) -> None:
     assert tally.value == NUMBER
     assert "old counted 1000, new counted" in tally.evidence.notes[1]
     assert tally.evidence.notes[1].endswith("; the first stands")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_the_journal_tells_which_counts_differed(
+    kind: str, new_journal_url: Callable[[str], str]
+) -> None:
+    """The page's statement names the invoices whose counts differed, and no other."""
+    page = (Path(__file__).parent.parent / "docs" / "usage-sources.md").read_text(encoding="utf-8")
+    found = re.search(r'^sqlite3 -readonly \S+ "(.*?)"$', page, re.M | re.S)
+    assert found is not None
+    statement = found[1].replace("2026-11-01", f"{NOW:%Y-%m-%d}")
+    if kind == "postgres":
+        elements, texts = re.findall(r"`(json_array_elements\S*\(.*\) AS \w+)`", page)
+        tallies, notes = re.findall(r"json_each\(.*?\) AS \w+", statement)
+        statement = statement.replace(tallies, elements).replace(notes, texts)
+        statement = statement.replace("note.value", "note")
+    with closing(open_journal(new_journal_url(kind))) as journal:
+        for number, other in enumerate((NUMBER, LESS)):
+            told = both(NUMBER, other, shadow=True).count([query()])[0].evidence
+            span = replace(frozen().span, subject=f"S-{number}")
+            known(journal, other_key(number))
+            claim = claimed(journal, other_key(number), NOW)
+            assert not journal.freeze(claim, [], [frozen(evidence=told, span=span)], NOW)
+        with journal.store.snapshot() as tx:
+            ((invoice, note),) = [tuple(row.values()) for row in tx.rows(statement)]
+    assert invoice == other_key(1).invoice_id
+    assert "apart 10 (1 %)" in note
 
 
 def test_in_shadow_unknown_stays_unknown() -> None:

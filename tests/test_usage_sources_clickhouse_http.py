@@ -174,13 +174,14 @@ def test_an_answer_that_is_not_whole_is_no_answer(server: Server, body: bytes) -
         rows_of(body)
 
 
-def test_a_server_that_is_away_is_told_as_such() -> None:
-    """Refused connections are "try later", in one short line; so is HTTPS where none is spoken."""
+def test_a_server_that_is_away_is_told_as_such(caplog: pytest.LogCaptureFixture) -> None:
+    """Refused connections are "try later", in one short line, before which the driver has none."""
     source = source_on(free_port(), timeout_seconds=2.0)
     for asking in (source.check, lambda: source.count([query()])):
         with pytest.raises(SourceUnavailable, match=r"could not be reached: \w+$") as caught:
             asking()
         assert "param_" not in str(caught.value)
+    assert not [each for each in caplog.records if each.name.startswith("clickhouse_connect")]
     source.close()
 
 

@@ -164,6 +164,9 @@ def test_a_wrong_header_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceInvalid, match=r"line 1 has no column moment; it has subject, metric"):
         source(tmp_path, ROW, time_column="moment").check()
     path = tmp_path / "usage.csv"
+    path.write_text(HEADER.replace(",", ";"))
+    with pytest.raises(SourceInvalid, match="quantity;visitor; see delimiter"):
+        CsvSource(path=str(path), **FILE).check()
     path.write_text("subject,metric,at,quantity,at,visitor\n")
     with pytest.raises(SourceInvalid, match="line 1 has more than one column at"):
         CsvSource(path=str(path), **FILE).check()
@@ -265,6 +268,16 @@ def test_a_file_written_while_it_is_read_is_read_later(
         with pytest.raises(SourceUnavailable, match="was written while it was read"):
             ask(growing)
     assert ask(growing) == 2
+
+
+def test_the_evidence_names_the_file_by_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody elsewhere finds it, however the settings write it."""
+    source(tmp_path, ROW)
+    monkeypatch.chdir(tmp_path)
+    (tally,) = CsvSource(path="usage.csv", **FILE).count([query()])
+    assert tally.evidence.source == f"csv {tmp_path}/usage.csv"
 
 
 def test_the_evidence_tells_which_file_it_was(tmp_path: Path) -> None:

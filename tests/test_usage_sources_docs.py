@@ -6,7 +6,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
+
+import pytest
+
+from worker.errors import SourceInvalid, SourceUnavailable
 
 PAGE = Path(__file__).parent.parent / "docs" / "writing-a-source.md"
 
@@ -30,6 +35,23 @@ def test_the_example_passes_the_contract(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout
     assert re.search(r"\b2\d passed", run.stdout), run.stdout
+
+
+@pytest.mark.parametrize("text", ["{bad", "7", '[["S-1", "calls"]]', '[["S-1", "calls", "now"]]'])
+def test_the_example_keeps_its_own_rule_of_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """A file that cannot be read is for a person to look at; one that is away is tried later."""
+    block = next(each for each in blocks("python") if each.startswith("# gateway_usage.py"))
+    (tmp_path / "gateway_of_the_page.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "gateway_of_the_page", raising=False)
+    source = import_module("gateway_of_the_page").GatewaySource(path=str(tmp_path / "usage.json"))
+    with pytest.raises(SourceUnavailable, match=r"usage\.json: No such file"):
+        source.check()
+    (tmp_path / "usage.json").write_text(text)
+    with pytest.raises(SourceInvalid, match=r"usage\.json cannot be read: "):
+        source.check()
 
 
 def test_the_class_is_as_short_as_the_page_says() -> None:

@@ -271,7 +271,7 @@ def test_a_pattern_without_a_file_is_unavailable(tmp_path: Path) -> None:
         ({"at": "1970-05-02T00:00:00Z"}, "'1970-05-02T00:00:00Z' is no time between 1980"),
         ({"metric": ""}, "row 2, column metric: NULL is missing"),
         ({"quantity": "many"}, "row 2, column quantity: 'many' is not a number"),
-        ({"quantity": ""}, "row 2, column quantity: NULL is NULL"),
+        ({"quantity": ""}, "row 2, column quantity: NULL is not a number"),
         ({"visitor": ""}, "visitor of subject 'S-1' in .*: it is missing in 1 of 2 rows"),
     ],
 )
@@ -310,8 +310,11 @@ def test_parquet_nulls_are_named(tmp_path: Path) -> None:
         ('{"subject": "S-1", "metric"', "Malformed JSON in file .*usage.jsonl"),
         (a_line("1") + a_line("1"), "Malformed JSON in file .*usage.jsonl"),
         (a_line("NaN"), "column quantity"),
-        (a_line("null"), "column quantity: NULL is NULL"),
-        (a_line("1", more="").replace('"quantity": 1, ', ""), "column quantity: NULL is NULL"),
+        (a_line("null"), "column quantity: NULL is not a number"),
+        (
+            a_line("1", more="").replace('"quantity": 1, ', ""),
+            "column quantity: NULL is not a number",
+        ),
     ],
 )
 def test_a_line_that_is_no_event_is_refused(tmp_path: Path, line: str, told: str) -> None:

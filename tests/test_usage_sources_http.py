@@ -20,6 +20,7 @@ from usage_sources.contract import query as asking
 from usage_sources.http_api import HttpSource
 from worker.domain import Aggregation, Period, Tally, UsageQuery
 from worker.errors import SourceInvalid, SourceUnavailable
+from worker.plugins import settings_of
 
 TOTALS: dict[str, Any] = {
     "path": "/usage/{metric}/of/{subject}",
@@ -391,7 +392,7 @@ class TestAnswers:
             ({}, "value_path result.total: there is nothing in the answer"),
             ({"result": []}, "value_path result.total: there is nothing in the answer"),
             ({"result": None}, "value_path result.total: there is nothing in the answer"),
-            ({"result": {"total": None}}, "value_path result.total: NULL is NULL"),
+            ({"result": {"total": None}}, "value_path result.total: NULL is not a number"),
             ({"result": {"total": ""}}, "value_path result.total: '' is not a number"),
             ({"result": {"total": True}}, "is not a number"),
             ({"result": {"total": [7]}}, "is not a number"),
@@ -480,6 +481,17 @@ class TestAnswers:
             one(sure, asking(metric="call"))
         assert one(sure, asking(metric="call", subject="nobody")).value is None
         assert one(source(), asking(metric="call")).value is None
+
+    def test_refused_credentials_tell_what_sets_them(
+        self, server: Serving, source: Callable[..., HttpSource]
+    ) -> None:
+        """The variable of the token, or of the password, by the name in the configuration."""
+        told = "401, it refused our credentials; put the right one into RECONCILER__USAGE_SOURCES__"
+        server.answering = lambda _: Reply({}, 401)
+        for changed, name in (({}, "OUR_API__TOKEN"), ({"username": "u"}, "OUR_API__PASSWORD")):
+            with pytest.raises(SourceUnavailable, match=f"{told}{name}$"):
+                source(name="our api", **changed).check()
+        assert "name" not in [each.name for each in settings_of(HttpSource)]
 
     def test_check_needs_an_answer(
         self, server: Serving, source: Callable[..., HttpSource]

@@ -400,7 +400,7 @@ class TestAnswers:
             ([("S-2", 1)], "is of 'S-2', whom nobody asked for"),
             ([("s-1", 1)], "is of 's-1', whom nobody asked for"),
             ([("S-1", 1), ("S-1", 2)], r"data\[1\] is the second one of 'S-1'"),
-            ([("S-1", None)], r"data\[0\].value: NULL is NULL"),
+            ([("S-1", None)], r"data\[0\].value: NULL is not a number"),
             ([("S-1", "")], "is not a number"),
             ([("S-1", True)], "is not a number"),
             ([("S-1", [1])], "is not a number"),
@@ -484,9 +484,10 @@ class TestAnswers:
     ) -> None:
         """Neither counting nor checking goes on, and the token is not told."""
         like.events = [used(MIDNIGHT)]
-        wrong = source(api=api, token="wr0ng")
+        wrong = source(api=api, token="wr0ng", name="metering")
+        told = "refused our credentials; put the right one into RECONCILER__.*__METERING__TOKEN$"
         for ask in (wrong.check, lambda: one(wrong, asking())):
-            with pytest.raises(SourceUnavailable, match="refused our credentials") as caught:
+            with pytest.raises(SourceUnavailable, match=told) as caught:
                 ask()
             assert "wr0ng" not in str(caught.value)
         source(api=api).check()

@@ -657,3 +657,14 @@ class TestSettings:
             server.answering = lambda asked: Reply(asked.headers["Authorization"].encode(), 400)
             texts = repr(made) + repr(tally) + refused(made)
             assert not [each for each in (TOKEN, "päss", basic) if each in texts]
+
+    def test_refused_credentials_tell_what_sets_them(self, server: Serving, source: Make) -> None:
+        """The variable of the token, or of the password, by the name in the configuration."""
+        server.answering = lambda _: Reply({}, 401)
+        for settings, setting in (
+            ({"token": TOKEN}, "TOKEN"),
+            ({"username": "ann", "password": "w0rd"}, "PASSWORD"),
+        ):
+            told = f"put the right one into RECONCILER__USAGE_SOURCES__OURS__{setting}$"
+            with pytest.raises(SourceUnavailable, match=told):
+                source(name="ours", **settings).check()

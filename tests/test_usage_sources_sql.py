@@ -84,7 +84,7 @@ def statement_text(statement: sa.Select[Any], dialect: sa.Dialect) -> str:
     """Write a statement on one line with the names of its parameters."""
     kind: Any = type(dialect)
     text = " ".join(str(statement.compile(dialect=kind(paramstyle="named"))).split())
-    return re.sub(r"\(?__\[POSTCOMPILE_(\w+)\]\)?", r"(:\1)", text)
+    return re.sub(r"\(?__\[POSTCOMPILE_(\w+?)(?:~~~~REPL~~(.*?)~~)?\]\)?", r"(:\1\2)", text)
 
 
 class TestIsoText(UsageSourceContract):
@@ -326,7 +326,7 @@ def test_postgresql_gets_bound_values_and_exact_numbers() -> None:
 
 
 def test_mysql_gets_quoted_names_and_bound_values() -> None:
-    """On MySQL names are in backticks, texts compare by letters, and DECIMALs add uncast."""
+    """On MySQL names are in backticks, texts compare by each letter, and DECIMALs add uncast."""
     columns = Columns(
         table="billing.usage",
         subject="subject id",
@@ -342,16 +342,18 @@ def test_mysql_gets_quoted_names_and_bound_values() -> None:
     dialect: sa.Dialect = mysql.pymysql.dialect()
     built = TableStatements(columns, "mysql", types)
     text = statement_text(built.count(Aggregation.SUM, (("re`gion", "eu"),)), dialect)
-    key = "billing.`usage`.{} COLLATE utf8mb4_bin".format
+    exact = "COLLATE utf8mb4_0900_bin"
+    key = f"CONVERT(billing.`usage`.{{}} USING utf8mb4) {exact}".format
     subject, metric = key("`subject id`"), key("metric")
     assert text == (
-        f"SELECT {subject} AS subject, {metric} AS metric, count(*) AS events,"
+        f"SELECT min({subject}) AS subject, min({metric}) AS metric, count(*) AS events,"
         " count(billing.`usage`.quantity) AS present, sum(billing.`usage`.quantity) AS value"
         " FROM billing.`usage`"
-        " WHERE billing.`usage`.`subject id` IN (:subjects)"
-        " AND billing.`usage`.metric IN (:metrics)"
+        f" WHERE billing.`usage`.`subject id` IN (:subjects {exact})"
+        f" AND billing.`usage`.metric IN (:metrics {exact})"
         " AND billing.`usage`.created_at >= :start AND billing.`usage`.created_at < :end"
-        f" AND billing.`usage`.`re``gion` = :filter_0 AND ({key('`re``gion`')}) = :filter_0"
+        f" AND billing.`usage`.`re``gion` = :filter_0 {exact}"
+        f" AND ({key('`re``gion`')}) = :filter_0 {exact}"
         f" GROUP BY {subject}, {metric}"
     )
 

@@ -223,6 +223,7 @@ def test_padded_and_numbered_names_are_whole_names(place: Place) -> None:
         ("integer", "7", "seven", "tier is INTEGER, which is never 'seven'"),
         ("numeric", "1.5", "much", "tier is NUMERIC, which is never 'much'"),
         ("boolean", "true", "yes", "tier is BOOLEAN, which is never 'yes'"),
+        ("real", "0.1", "0.1", "tier is REAL, by which nothing is filtered"),
         ("timestamptz", "2024-05-01", "2024-05-01", "tier is TIMESTAMP, by which nothing is"),
     ],
 )

@@ -164,7 +164,7 @@ def test_the_last_of_nothing_is_no_number(open_source: Open) -> None:
 @pytest.mark.parametrize(
     ("value", "complaint"),
     [
-        ("NULL", "value of subject 'S-1', 'calls': NULL is NULL"),
+        ("NULL", "value of subject 'S-1', 'calls': NULL is not a number"),
         ("SUM(quantity * 0.1)", "decimal_sum"),
         ("'many'", "'many' is not a number"),
         ("'nan'", "not a finite number"),
@@ -253,6 +253,27 @@ def test_settings_that_contradict_are_named(changed: dict[str, Any], complaint: 
     text = str(caught.value.errors(include_input=False))
     assert complaint in text
     assert "secret" not in text
+
+
+def test_the_evidence_names_the_file_by_its_whole_path(
+    open_source: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody elsewhere finds it, however the settings write it; and it stays the same file."""
+    open_source([row(MAY_2)])
+    monkeypatch.chdir(tmp_path)
+    with closing(SqlSource(url="sqlite:///usage.db", **TABLE)) as source:
+        source.check()
+        monkeypatch.chdir("/")
+        (tally,) = source.count([query()])
+    assert tally.evidence.source.startswith(f"sql sqlite:///{tmp_path}/usage.db ")
+
+
+def test_a_driver_that_is_not_installed_is_named_as_the_url_does() -> None:
+    """It is the URL's word for it, which need not be the module's, that can be searched for."""
+    settings = {**TABLE, "time_format": "native"}
+    source = SqlSource(url="mysql+mysqlconnector://u@127.0.0.1:1/db", **settings)
+    with pytest.raises(SourceInvalid, match="the driver mysqlconnector of url is not installed"):
+        source.check()
 
 
 def test_a_missing_file_is_not_made(tmp_path: Path) -> None:

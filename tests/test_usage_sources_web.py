@@ -105,7 +105,6 @@ class TestAnswers:
             b'{"a": 1e99999999999999999999}',
             b'{"a": ' + b"9" * 5000 + b"}",
             b"[" * 100_000,
-            b'{"total": 1, "total": 2}',
             b'{"a": "\xff"}',
         ],
         ids=lambda body: repr(body)[:20],
@@ -113,10 +112,18 @@ class TestAnswers:
     def test_what_is_not_exact_json_is_refused(
         self, server: Serving, api: WebApi, body: bytes
     ) -> None:
-        """No half answer, no number that is none, no name that stands twice."""
+        """No half answer, no number that is none."""
         answers(server, body)
         with pytest.raises(SourceInvalid, match="GET /x: the answer is not JSON"):
             api.get("/x")
+
+    def test_a_name_that_stands_twice_is_refused(self, server: Serving, api: WebApi) -> None:
+        """The refusal says which name it is, and no secret, should that be one."""
+        for name, told in (("total", "total"), (SECRET, r"\*\*\*")):
+            twice = json.dumps({name: 1, "other": 2}).replace('"other"', json.dumps(name))
+            answers(server, f"[{twice}]".encode())
+            with pytest.raises(SourceInvalid, match=f'GET /x: the answer has "{told}" twice in'):
+                api.get("/x")
 
     def test_a_packed_answer_is_read(self, server: Serving, api: WebApi) -> None:
         """Gzip, which is what is asked for, is unpacked."""

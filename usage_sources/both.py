@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from decimal import Decimal
+from decimal import Context, Decimal
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from worker.errors import ReconcilerError, SourceInvalid, SourceUnavailable, Tra
 from worker.ports import UsageSource
 
 _MOST_TOLD = 3  # differences in one error
+_TO_READ = Context(prec=60)
 
 Asked = TypeVar("Asked")
 
@@ -25,7 +26,7 @@ class BothSources:
     """Bills what the first source counts, where the second counts the same; fields are settings.
 
     In shadow the second only leaves a note with each number, so that it can be trusted before
-    it bills.
+    it bills; the note ends with "the first stands" where the two differ.
     """
 
     # The source that bills: the name of another one of the configuration.
@@ -133,8 +134,9 @@ class BothSources:
         apart = _apart(one.value, other.value)
         if apart is None:
             return False, f"{both}; no tolerance is wide enough for that"
-        percent = Fraction(self.tolerance_percent) * abs(Fraction(one.value or 0)) / 100
-        return apart <= max(Fraction(self.tolerance), percent), f"{both}; {self._allowed}"
+        first = abs(Fraction(one.value or 0))
+        wide = max(Fraction(self.tolerance), Fraction(self.tolerance_percent) * first / 100)
+        return apart <= wide, f"{both}, {_difference(apart, first)}; {self._allowed}"
 
     @property
     def _allowed(self) -> str:
@@ -172,6 +174,19 @@ def _apart(one: Any, other: Any) -> Fraction | None:
         if not isinstance(value, Decimal) or not value.is_finite():
             return None
     return abs(Fraction(one) - Fraction(other))
+
+
+def _difference(apart: Fraction, first: Fraction) -> str:
+    """Write how far apart two numbers are, and how many percent of the first that is."""
+    if not first:
+        return f"apart {_decimal(apart)}"
+    percent = round(apart * 100 / first, 2)
+    told = f"{_decimal(percent)} %" if percent or not apart else "less than 0.01 %"
+    return f"apart {_decimal(apart)} ({told})"
+
+
+def _decimal(number: Fraction) -> str:
+    return plain(_TO_READ.divide(Decimal(number.numerator), Decimal(number.denominator)))
 
 
 def _number(value: Any) -> str:

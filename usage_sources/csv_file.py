@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import IO, Any, Literal
 
 from usage_sources.reading import (
@@ -167,7 +168,8 @@ class CsvSource:
             if header.count(name) != 1:
                 has = "has no column" if name not in header else "has more than one column"
                 told = f"csv {self.path} line 1 {has} {name or shown(name)}"
-                raise SourceInvalid(f"{told}; it has {', '.join(header)[:300]}")
+                alone = "; see delimiter" if len(header) == 1 else ""
+                raise SourceInvalid(f"{told}; it has {', '.join(header)[:300]}{alone}")
         return {name: header.index(name) for name in names}
 
     def _columns(self) -> list[str]:
@@ -207,7 +209,7 @@ class CsvSource:
         if query.subject in known:
             value, events = self._value(gathering), gathering.events
         evidence = Evidence(
-            source=f"csv {self.path}",
+            source=f"csv {Path(self.path).absolute()}",
             query=self._question(query),
             parameters={
                 "subject": query.subject,

@@ -34,6 +34,7 @@ NAMES_LOOKED_AT = 200  # of the metrics there are, to name the ones nearest to o
 
 _DIGITS = 60  # at most so many before and so many after the point
 _EXACT = Context(prec=200, traps=[Inexact, InvalidOperation, Overflow])
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def microseconds(moment: datetime) -> int:
@@ -107,8 +108,7 @@ def stored_quantity(value: object) -> Decimal:
     if type(value) is int:
         return Decimal(value)
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
-        fault = "is NULL" if value is None else "is not a number"
-        raise ValueError(fault)  # noqa: TRY004 - a value of the data, not a bug
+        raise ValueError("is not a number")  # noqa: TRY004 - a value of the data, not a bug
     text = str(value) if isinstance(value, float) else value
     if isinstance(text, str) and (not text.isascii() or "_" in text):
         raise ValueError("is not a number")
@@ -147,8 +147,7 @@ def digest(query: UsageQuery, value: Decimal | None, events: int | None) -> str:
         "subject": query.subject,
         "value": None if value is None else plain(value),
     }
-    text = json.dumps(answer, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(answer).encode()).hexdigest()
 
 
 def empty_value(aggregation: Aggregation) -> Decimal:
@@ -231,13 +230,20 @@ def nearest(name: str, names: Collection[str]) -> list[str]:
     return difflib.get_close_matches(name, names, cutoff=0.4) or sorted(names)[:5]
 
 
-def never_used(place: str, column: str, metrics: Sequence[str], names: Collection[str]) -> str:
+def never_used(
+    place: str,
+    column: str,
+    metrics: Sequence[str],
+    names: Collection[str],
+    *,
+    called: str = "column",
+) -> str:
     """Say that metrics are in no row at all, so that their counts are unknown and not zero."""
     near = dict.fromkeys(each for name in metrics[:3] for each in nearest(name, names)[:3])
     has = f"nearest: {', '.join(map(shown, near))}" if near else "it has no metric at all"
     more = f" and {len(metrics) - 5} more" if len(metrics) > 5 else ""
     return (
         f"{place}: nobody ever used the metric {', '.join(map(shown, metrics[:5]))}{more}"
-        f" (column {column}), so its count is unknown, not 0; {has}; correct metric under"
+        f" ({called} {column}), so its count is unknown, not 0; {has}; correct metric under"
         " components, or list it in the source's known_metrics if its first event is yet to come"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -73,6 +74,7 @@ class WebApi:
     ) -> None:
         parts = check_base_url(base_url)
         self.place = f"{kind} {parts}"
+        self.mend = ""  # what follows where our credentials were refused: how to set others
         self._base_url = parts
         self._timeout = timeout_seconds
         self._secrets = _spellings(secrets)
@@ -177,11 +179,11 @@ class WebApi:
     def _answer(self, what: str, response: _Response) -> Any:
         status = response.status
         if status in _CREDENTIALS:
-            raise SourceUnavailable(f"{what}: {status}, it refused our credentials")
+            raise SourceUnavailable(f"{what}: {status}, it refused our credentials{self.mend}")
         if status == requests.codes.ok and not response.content:
             raise SourceUnavailable(f"{what}: an empty answer")
         if status == requests.codes.ok:
-            return _parsed(what, response.content)
+            return self._parsed(what, response.content)
         said = f"{what}: {status} {self._shown(response.content.decode(errors='replace'))}".rstrip()
         if status in _LATER or status >= requests.codes.internal_server_error:
             raise SourceUnavailable(said, retry_after=_retry_after(response.headers))
@@ -194,6 +196,18 @@ class WebApi:
                 f"{what}: {status}, a redirect, is not followed; is base_url right?"
             )
         raise SourceInvalid(f"{what}: {status} is no answer to a question")
+
+    def _parsed(self, what: str, content: bytes) -> Any:
+        try:
+            return json.loads(
+                content, parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_once_each
+            )
+        except _Twice as error:
+            told = f'the answer has "{self._shown(str(error))}" twice in one object'
+            raise SourceInvalid(f"{what}: {told}, and one of the two would be lost") from None
+        except (ValueError, ArithmeticError, RecursionError):
+            told = "the answer is not JSON, or not of finite numbers"
+            raise SourceInvalid(f"{what}: {told}") from None
 
     def _shown(self, text: str) -> str:
         """Make one short line of what it said, without our secrets should it echo them."""
@@ -218,6 +232,10 @@ class _Response(NamedTuple):
 
 class _Unreadable(Exception):
     """An answer's bytes cannot be used; the text says why."""
+
+
+class _Twice(ValueError):
+    """One object has a name, which is the text, more than once."""
 
 
 def check_base_url(url: str) -> str:
@@ -307,15 +325,6 @@ def _unpacked(content: bytes, encoding: str) -> bytes:
     return unpacked
 
 
-def _parsed(what: str, content: bytes) -> Any:
-    try:
-        return json.loads(
-            content, parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_once_each
-        )
-    except (ValueError, ArithmeticError, RecursionError):
-        raise SourceInvalid(f"{what}: the answer is not JSON, or not of finite numbers") from None
-
-
 def _refuse(text: str) -> Any:
     raise ValueError(f"{text} is not a number")
 
@@ -323,7 +332,7 @@ def _refuse(text: str) -> Any:
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice in one object")
+        raise _Twice(Counter(name for name, _ in pairs).most_common(1)[0][0])
     return found
 
 

@@ -11,10 +11,14 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
+from decimal import Decimal
+from enum import Enum
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,7 +27,14 @@ SOURCES = "usage_sources"
 
 _OF_TABLES = ("model_type", "dict_type", "dataclass_type")  # what stands there may be a secret
 _MOST_SHOWN = 80
-
+_WORDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    Decimal: "a number",
+    bool: "true or false",
+    timedelta: "a duration in seconds",
+}
 
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}  # making one takes milliseconds
 
@@ -112,7 +123,7 @@ def complaints_about(
         build(plugin, _with_name(plugin, "check", known))
     except ValidationError as error:
         secrets = secrets_of(plugin)
-        complaints += [_complaint(detail, secrets) for detail in error.errors()]
+        complaints += [_complaint(plugin, detail, secrets) for detail in error.errors()]
     except Exception as error:  # noqa: BLE001  a plugin's own code may raise anything
         complaints.append(((), f"{type(error).__name__} while it was made: {error}"))
     return complaints
@@ -175,6 +186,44 @@ def settings_of(plugin: type[Any]) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(plugin) if field.metadata.get("setting", True)]
 
 
+def types_of(plugin: type[Any]) -> Mapping[str, Any]:
+    """Return the types of the settings; of some only the text, where it cannot be read."""
+    try:
+        return get_type_hints(plugin)
+    except Exception:  # noqa: BLE001  a plugin's own names may be anything
+        return {field.name: field.type for field in dataclasses.fields(plugin)}
+
+
+def in_words(kind: Any) -> str:
+    """Say what a setting of this type takes, as somebody would who fills it in."""
+    inner = [each for each in get_args(kind) if each not in (NoneType, Ellipsis)]
+    origin = get_origin(kind)
+    if origin is Literal or (isinstance(kind, type) and issubclass(kind, Enum)):
+        *others, last = choices_of(kind)
+        return f"{', '.join(others)} or {last}" if others else last
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"a table of {_several(inner[-1])}"
+    if isinstance(origin, type) and issubclass(origin, Collection):
+        return f"a list of {_several(inner[0])}"
+    if inner:
+        return " or ".join(dict.fromkeys(map(in_words, inner)))
+    return _WORDS.get(kind) or str(getattr(kind, "__name__", kind))
+
+
+def _several(kind: Any) -> str:
+    words = in_words(kind)
+    return f"{words.removeprefix('a ')}s" if words.startswith("a ") else words
+
+
+def choices_of(kind: Any) -> list[str]:
+    """Return the values of which a setting of this type is one, or holds some; none: any."""
+    if get_origin(kind) is Literal:
+        return [f'"{each}"' for each in get_args(kind)]
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [f'"{each.value}"' for each in kind]
+    return [each for inner in get_args(kind) for each in choices_of(inner)]
+
+
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
@@ -187,6 +236,11 @@ def _with_name(plugin: type[Any], name: str, settings: Mapping[str, Any]) -> dic
     return {**settings, **({"name": name} if has_name else {})}
 
 
-def _complaint(detail: Mapping[str, Any], secrets: Collection[str]) -> tuple[tuple[str, ...], str]:
+def _complaint(
+    plugin: type[Any], detail: Mapping[str, Any], secrets: Collection[str]
+) -> tuple[tuple[str, ...], str]:
     where = tuple(str(part) for part in detail["loc"])
-    return where, plain_error(detail, secret=not where or where[0] in secrets)
+    told = plain_error(detail, secret=not where or where[0] in secrets)
+    if detail["type"] == "missing" and choices_of(kind := types_of(plugin).get(where[0])):
+        told += f"; give {in_words(kind)}"
+    return where, told

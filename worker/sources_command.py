@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from typing import Any
 
@@ -12,7 +13,15 @@ import click
 
 from worker.errors import ConfigError
 from worker.invoice_commands import as_json, print_json
-from worker.plugins import SOURCES, UnknownKind, kinds, plugin_class, settings_of
+from worker.plugins import (
+    SOURCES,
+    UnknownKind,
+    in_words,
+    kinds,
+    plugin_class,
+    settings_of,
+    types_of,
+)
 from worker.wiring import configured
 
 _PACKAGE = "invoice-reconciler"
@@ -42,13 +51,19 @@ def sources(kind: str | None, *, as_json: bool) -> None:
 def _described(kind: str) -> dict[str, Any]:
     plugin = plugin_class(SOURCES, kind)
     extra = str(getattr(plugin, "extra", ""))
+    at_times = dict(getattr(plugin, "optional_extras", {}))
     summary = (plugin.__doc__ or "").strip().splitlines()
+    types = types_of(plugin)
     return {
         "kind": kind,
         "does": summary[0] if summary else "",
         "extra": extra,
         "installed": not lacking(extra),
-        "settings": [_setting(field) for field in settings_of(plugin)],
+        "optional_extras": [
+            {"extra": one, "for": use, "installed": not lacking(one)}
+            for one, use in at_times.items()
+        ],
+        "settings": [_setting(field, types[field.name]) for field in settings_of(plugin)],
     }
 
 
@@ -57,7 +72,8 @@ def _described_or_not(kind: str) -> dict[str, Any]:
     try:
         return _described(kind)
     except UnknownKind as error:
-        return {"kind": kind, "does": str(error), "extra": "", "installed": True, "settings": []}
+        nothing = {"extra": "", "installed": True, "optional_extras": [], "settings": []}
+        return {"kind": kind, "does": str(error), **nothing}
 
 
 def lacking(extra: str) -> list[str]:
@@ -78,18 +94,24 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def _setting(field: dataclasses.Field[Any]) -> dict[str, Any]:
+def _setting(field: dataclasses.Field[Any], kind: Any) -> dict[str, Any]:
     default = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
     required = default is dataclasses.MISSING
     return {
         "name": field.name,
-        "type": str(field.type),
+        "type": "name of another source" if field.metadata.get("source") else in_words(kind),
         "required": required,
-        "default": None if required or default is None else str(default),
+        "default": None if required else _default(default),
         "secret": bool(field.metadata.get("secret")),
     }
+
+
+def _default(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return None if value is None or value in ("", (), [], {}) else str(value)
 
 
 def _configured() -> dict[str, str]:
@@ -98,21 +120,37 @@ def _configured() -> dict[str, str]:
         config = configured()
     except ConfigError:
         return {}
-    return {name: source.plugin.__name__ for name, source in config.usage_sources.items()}
+    return {name: _kind(source.plugin) for name, source in config.usage_sources.items()}
+
+
+def _kind(plugin: type[Any]) -> str:
+    """Return what a configuration calls a class."""
+    for kind in kinds(SOURCES):
+        with suppress(UnknownKind):
+            if plugin_class(SOURCES, kind) is plugin:
+                return kind
+    return f"{plugin.__module__}:{plugin.__qualname__}"
 
 
 def _table(found: list[dict[str, Any]], configured_here: dict[str, str]) -> Iterator[str]:
     width = max(len(one["kind"]) for one in found)
     for one in found:
-        how = f"pip install '{_PACKAGE}[{one['extra']}]'"
-        needs = "" if one["installed"] else f"  (not installed: {how})"
+        needs = "" if one["installed"] else f"  (not installed: {_how(one)})"
         yield f"{one['kind']:<{width}}  {one['does']}{needs}"
-    for name, plugin in configured_here.items():
-        yield f'configured: "{name}", {plugin}'
+    for name, kind in configured_here.items():
+        yield f'configured: "{name}", {kind}'
+
+
+def _how(one: dict[str, Any]) -> str:
+    return f"pip install '{_PACKAGE}[{one['extra']}]'"
 
 
 def _settings(one: dict[str, Any]) -> Iterator[str]:
     yield f"{one['kind']}: {one['does']}"
+    always = [{**one, "for": ""}] if one["extra"] else []
+    for extra in [*always, *one["optional_extras"]]:
+        use = f" for {extra['for']}" if extra["for"] else ""
+        yield f"needs [{extra['extra']}]{use}: {'installed' if extra['installed'] else _how(extra)}"
     width = max((len(setting["name"]) for setting in one["settings"]), default=0)
     for setting in one["settings"]:
         told = "required" if setting["required"] else f"default {setting['default'] or 'none'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 import math
 import re
 import threading
@@ -183,6 +184,7 @@ class ClickHouseClient:
         return bytes(content)
 
     def _connected(self, seconds: float) -> Any:
+        logging.getLogger(_DRIVER).setLevel(logging.CRITICAL)  # what fails is told by our errors
         address = self._address
         whole = math.ceil(seconds)
         client = importlib.import_module(_DRIVER).get_client(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
 import stat
@@ -62,6 +63,8 @@ class S3Access:
             "SESSION_TOKEN": self.session_token,
             "REGION": self.region,
             "ENDPOINT": self.endpoint,
+            # Amazon's alone has a host name for each bucket.
+            "URL_STYLE": "path" if self.endpoint else None,
         }
         said = [f"{name} {literal(value)}" for name, value in given.items() if value]
         return f"CREATE OR REPLACE TEMPORARY SECRET (TYPE s3, {', '.join(said)})" if said else None
@@ -208,6 +211,9 @@ class Engine:
                 f"{self.place}: DuckDB reads URLs with its extension httpfs, which is not"
                 " installed; run INSTALL httpfs once in duckdb as the same user, or set a path"
             ) from None
+        # A request cannot be interrupted. One that failed is tried again by who asked.
+        connection.execute(f"SET GLOBAL http_timeout = {math.ceil(self._timeout_seconds)}")
+        connection.execute("SET GLOBAL http_retries = 0")
         if statement := self._access.statement():
             connection.execute(statement)
 

@@ -22,6 +22,7 @@ from usage_sources.reading import digest, lagging, no_metrics_apart, shown
 from usage_sources.web import Deadline, Refused, WebApi, check_base_url, check_header
 from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery, utc_text
 from worker.errors import SourceInvalid
+from worker.overrides import variable
 
 _NO_ANSWER_ABOUT_A_SUBJECT = (401, 403, 408, 425, 429)
 _ADDED_UP = frozenset({Aggregation.COUNT, Aggregation.SUM})
@@ -35,6 +36,8 @@ class HttpSource:
     count `start <= time < end`. Give either `value_path` or `items_path`.
     """
 
+    # What the configuration calls it.
+    name: str = field(default="", metadata={"setting": False})
     # The address that `path` is added to.
     base_url: str
     # The path, with {subject}, {metric}, {component}, {start} and {end} where they belong.
@@ -221,7 +224,7 @@ class HttpSource:
             secrets.append(pair)
         elif self.token:
             headers[self.auth_header] = f"{self.auth_prefix} {self.token}".strip()
-        return WebApi(
+        web = WebApi(
             self.base_url,
             kind="http",
             timeout_seconds=self.timeout_seconds,
@@ -229,6 +232,10 @@ class HttpSource:
             secrets=secrets,
             ca_file=self.ca_file,
         )
+        if self.name:
+            setting = "password" if self.username else "token"
+            web.mend = f"; put the right one into {variable('usage_sources', self.name, setting)}"
+        return web
 
     @cached_property
     def _shape(self) -> Shape:

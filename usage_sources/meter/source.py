@@ -10,7 +10,7 @@ from decimal import Decimal
 from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from usage_sources.meter.appending import HOUR
 from usage_sources.meter.counting import Part, Snapshot, Span, count_series
@@ -67,6 +67,9 @@ class MeterSource:
 
     The tables are made when the first event is stored.
     """
+
+    # What must be installed beside, and for what.
+    optional_extras: ClassVar[Mapping[str, str]] = {"postgres": "a PostgreSQL url"}
 
     # Where the events are kept: a SQLite file that the processes of one machine share, or
     # "postgresql://user@host/database" for several machines.
@@ -141,9 +144,10 @@ class MeterSource:
             if query.filters:
                 raise SourceInvalid(f"{self._meter.place}: events have no columns to filter by")
             if query.aggregation not in self._meter.texts:
+                *others, last = self._meter.texts
                 raise SourceInvalid(
-                    f"{self._meter.place}: events have no values of which to count"
-                    f" {query.aggregation} ones"
+                    f"{self._meter.place} cannot count {query.aggregation}: an event has one"
+                    f" quantity and no other value; use {', '.join(others)} or {last}"
                 )
 
     def _check_metrics(self, snapshot: Snapshot, answers: Sequence[_Answer]) -> None:
@@ -155,7 +159,9 @@ class MeterSource:
         for until, metrics in unused.items():
             if missing := sorted(metrics - snapshot.known_metrics(metrics, until)):
                 names = snapshot.some_metrics(NAMES_LOOKED_AT)
-                raise SourceInvalid(never_used(self._meter.place, "metric", missing, names))
+                place = self._meter.place
+                told = never_used(place, "type", missing, names, called="attribute")
+                raise SourceInvalid(told)
 
     def _tally(self, answer: _Answer, asked_at: datetime) -> Tally:
         query = answer.query

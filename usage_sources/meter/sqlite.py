@@ -38,6 +38,15 @@ _PASSING = {
 }
 
 
+_MENDS = {
+    sqlite3.SQLITE_NOTADB: "; correct url, which names another file than the meter's",
+    sqlite3.SQLITE_CORRUPT: "; put a copy of it back",
+    sqlite3.SQLITE_BUSY: "; another program is writing to it: end that one, or try again later",
+    sqlite3.SQLITE_READONLY: "; let this user write the file and its folder",
+    sqlite3.SQLITE_CANTOPEN: "; let this user read and write the file and its folder",
+    sqlite3.SQLITE_FULL: "; make room on its disk",
+}
+
 _EVENTS = """FROM meter_events JOIN meter_series ON meter_series.id = meter_events.series
 WHERE subject = :subject AND metric = :metric AND at >= :start AND at < :end
 AND stored_at <= :stored_until AND day IN (
@@ -70,6 +79,7 @@ class SqliteMeter:
         max_pages: int | None = None,
     ) -> None:
         """Touch nothing yet; `max_pages` bounds the file's size (4 KiB each)."""
+        path = path.absolute()
         self.place = f"meter sqlite:///{path}"
         self._clock = clock
         self._known: Known = {}
@@ -179,7 +189,7 @@ class _File:
             )
         mode = "rwc" if self._writes else "rw"
         connection = sqlite3.connect(
-            f"{self._path.absolute().as_uri()}?mode={mode}",
+            f"{self._path.as_uri()}?mode={mode}",
             uri=True,
             timeout=self._timeout_seconds,
             isolation_level=None,
@@ -221,13 +231,14 @@ class _File:
 
     def _sorted(self, error: sqlite3.Error) -> SourceUnavailable | SourceInvalid:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        told = f"{self._place}: {error}{_MENDS.get(code & 0xFF, '')}"
         if code & 0xFF not in _PASSING:
-            return SourceInvalid(f"{self._place}: {error}")
+            return SourceInvalid(told)
         if code == sqlite3.SQLITE_INTERRUPT:
             return SourceUnavailable(
                 f"{self._place} gave no answer within {self._timeout_seconds:g} s"
             )
-        return SourceUnavailable(f"{self._place}: {error}")
+        return SourceUnavailable(told)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

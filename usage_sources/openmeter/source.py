@@ -22,6 +22,7 @@ from usage_sources.reading import digest, lagging, nothing_used, shown
 from usage_sources.web import Deadline, WebApi, check_base_url, check_header
 from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery, utc_text
 from worker.errors import SourceInvalid
+from worker.overrides import variable
 
 _SUBJECTS_AT_ONCE = 100  # what the first API takes in one query
 _FIRST_INEXACT = 2**53  # from here on, a 64-bit float leaves whole numbers out
@@ -52,6 +53,8 @@ class OpenMeterSource:
     A meter aggregates in one way, which must be the component's.
     """
 
+    # What the configuration calls it.
+    name: str = field(default="", metadata={"setting": False})
     # The address of OpenMeter, without /api.
     base_url: str
     # The API key, sent as a bearer token; an OpenMeter of your own may need none.
@@ -109,7 +112,7 @@ class OpenMeterSource:
 
     @cached_property
     def _web(self) -> WebApi:
-        return WebApi(
+        web = WebApi(
             self.base_url,
             kind="openmeter",
             timeout_seconds=self.timeout_seconds,
@@ -117,6 +120,9 @@ class OpenMeterSource:
             secrets=[self.token],
             ca_file=self.ca_file,
         )
+        if self.name:
+            web.mend = f"; put the right one into {variable('usage_sources', self.name, 'token')}"
+        return web
 
     @cached_property
     def _api(self) -> MeterApi:

@@ -16,6 +16,7 @@ from usage_sources.prometheus.tracks import EndedSeries, NewSeries
 from usage_sources.reading import digest, lagging, shown
 from usage_sources.web import Deadline, WebApi, check_base_url, check_header
 from worker.domain import Evidence, Tally, UsageQuery, utc_text
+from worker.overrides import variable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class PrometheusSource:
     subject are added. Of a gauge, `max` and `last` of its samples can be counted.
     """
 
+    # What the configuration calls it.
+    name: str = field(default="", metadata={"setting": False})
     # The address of Prometheus, or of what answers its API, without /api/v1.
     base_url: str
     # The label with the id that usage is keyed by.
@@ -126,7 +129,7 @@ class PrometheusSource:
         elif self.username is not None:
             basic = b64encode(f"{self.username}:{self.password}".encode()).decode()
             headers = {"Authorization": f"Basic {basic}"}
-        return WebApi(
+        web = WebApi(
             self.base_url,
             kind="prometheus",
             timeout_seconds=self.timeout_seconds,
@@ -134,6 +137,10 @@ class PrometheusSource:
             secrets=[self.token, self.password, basic],
             ca_file=self.ca_file,
         )
+        if self.name:
+            setting = "password" if self.username is not None else "token"
+            web.mend = f"; put the right one into {variable('usage_sources', self.name, setting)}"
+        return web
 
     @cached_property
     def _manner(self) -> Manner:

@@ -18,7 +18,8 @@ from sqlalchemy import event
 from sqlalchemy import exc as sa_exc
 
 from usage_sources.reading import NaiveTimes, shown
-from usage_sources.sql.sqlite import Fault, SqliteSession, is_passing
+from usage_sources.sql import mysql, sqlite
+from usage_sources.sql.sqlite import Fault, SqliteSession
 from worker.domain import UsageQuery
 from worker.errors import SourceInvalid, SourceUnavailable
 
@@ -93,6 +94,8 @@ class Database:
 
     def __init__(self, url: sa.URL, timeout_seconds: float, naive_times: NaiveTimes) -> None:
         self.dialect_name = url.get_backend_name()
+        if self.dialect_name == "sqlite":  # an outsider finds the file by its whole path
+            url = url.set(database=str(Path(url.database or "").absolute()))
         self.place = f"sql {url.set(query={}).render_as_string(hide_password=True)}"
         self._url = url
         self._timeout_seconds = timeout_seconds
@@ -106,6 +109,7 @@ class Database:
             self._look_at_file()
         try:
             with self._engine.connect() as connection:
+                self._check_server(connection.dialect)
                 connection.info[_SESSION].start(self._timeout_seconds)
                 yield connection
         except (sa_exc.SQLAlchemyError, UnicodeError) as error:
@@ -140,17 +144,18 @@ class Database:
         options: dict[str, Any] = {"hide_parameters": True, "pool_timeout": self._timeout_seconds}
         url = self._url
         if self.dialect_name == "sqlite":
-            path = Path(url.database or "").absolute().as_uri()
+            path = Path(url.database or "").as_uri()
             url = url.set(database=path, query={"mode": "ro", "uri": "true"})
         else:
             options["pool_pre_ping"] = True
-        if self.dialect_name == "postgresql":
+        if self.dialect_name in ("postgresql", *mysql.DIALECTS):
             options["isolation_level"] = "REPEATABLE READ"
         try:
             engine = sa.create_engine(url, connect_args=self._connect_args(), **options)
-        except ModuleNotFoundError as error:
+        except ModuleNotFoundError:
+            driver = f"the driver {url.get_driver_name()} of url is not installed"
             raise SourceInvalid(
-                f"{self.place}: the driver {error.name} is not installed; install it with pip"
+                f"{self.place}: {driver}; install the package that brings it with pip"
             ) from None
         if self.dialect_name == "sqlite":
             self._prepare_sqlite(engine)
@@ -188,9 +193,10 @@ class Database:
 
         def connected(dbapi_connection: Any, record: Any) -> None:
             record.info[_SESSION] = ServerSession()
-            if self.dialect_name in ("mysql", "mariadb"):  # its TIMESTAMP follows the session
+            if self.dialect_name in mysql.DIALECTS:
                 with closing(dbapi_connection.cursor()) as cursor:
-                    cursor.execute("SET time_zone = '+00:00'")
+                    for statement in mysql.ON_CONNECT:
+                        cursor.execute(statement)
 
         def about_to_run(
             connection: sa.Connection, cursor: Any, *_statement_and_parameters: Any
@@ -200,6 +206,8 @@ class Database:
                 raise sa_exc.TimeoutError("the statements before took all the time there was")
             if self.dialect_name == "postgresql":
                 cursor.execute(f"SET LOCAL statement_timeout = {math.ceil(left * 1000)}")
+            elif self.dialect_name in mysql.DIALECTS:
+                cursor.execute(mysql.bound(self.dialect_name, left))
 
         event.listen(engine, "connect", connected)
         event.listen(engine, "before_cursor_execute", about_to_run)
@@ -213,6 +221,14 @@ class Database:
 
         event.listen(engine, "connect", connected)
         event.listen(engine, "begin", begun)
+
+    def _check_server(self, dialect: sa.Dialect) -> None:
+        """Refuse to take MariaDB for MySQL: their collations have different names."""
+        if self.dialect_name == "mysql" and getattr(dialect, "is_mariadb", False):
+            raise SourceInvalid(
+                f"{self.place}: the server is MariaDB; begin url with"
+                f" mariadb+{self._url.get_driver_name()}:// in place of mysql"
+            )
 
     def _look_at_file(self) -> None:
         """Refuse a missing file; let go of one that was replaced while we had it open."""
@@ -244,7 +260,9 @@ class Database:
         if not isinstance(error, sa_exc.DBAPIError):
             return False
         if self.dialect_name == "sqlite":
-            return is_passing(cause)
+            return sqlite.is_passing(cause)
+        if self.dialect_name in mysql.DIALECTS and isinstance(error, sa_exc.OperationalError):
+            return error.connection_invalidated or mysql.is_passing(cause)
         return error.connection_invalidated or isinstance(
             error, (sa_exc.OperationalError, sa_exc.InterfaceError)
         )

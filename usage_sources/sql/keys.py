@@ -10,14 +10,15 @@ from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql as mysql_types
 from sqlalchemy.dialects import postgresql
 
 from usage_sources.reading import stored_quantity
+from usage_sources.sql import mysql
 
-# A collation that tells every two different texts apart; other databases do so by themselves.
-_BINARY = {"sqlite": "BINARY", "mysql": "utf8mb4_bin", "mariadb": "utf8mb4_bin"}
 # Texts that are padded, or alike in other cases, until they are cast to plain text.
 _NOT_PLAIN = (sa.Enum, sa.CHAR, postgresql.CITEXT)
+_SINGLE = (sa.REAL, mysql_types.FLOAT)  # holds no 0.1, so that no row is equal to it
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 Element = sa.ColumnElement[Any]
@@ -54,14 +55,17 @@ def key_of(column: Element, kind: Type, dialect_name: str) -> Key:
         has_affinity = not isinstance(kind, (sa.String, sa.LargeBinary, sa.types.NullType))
         bind = _unless_converted if has_affinity else str
         return Key(column, exact(column, kind, dialect_name), sa.String(), bind)
+    if dialect_name in mysql.DIALECTS and isinstance(kind, sa.String):
+        return Key(column, exact(column, kind, dialect_name), name_type(dialect_name), str)
     if isinstance(kind, sa.String) and not isinstance(kind, _NOT_PLAIN):
         return Key(column, exact(column, kind, dialect_name), sa.String(), str)
     if isinstance(kind, sa.Integer):
         return Key(column, column, sa.BigInteger(), _as_integer)
     if isinstance(kind, sa.Uuid):
         return Key(column, column, sa.Uuid(as_uuid=False), _as_uuid)
-    text = sa.cast(column, sa.String)
-    return Key(text, text, sa.String(), str)
+    text = exact(column, kind, dialect_name)
+    text = sa.cast(column, sa.String) if text is column else text
+    return Key(text, text, name_type(dialect_name), str)
 
 
 def filter_of(column: Element, kind: Type, dialect_name: str) -> Key | None:
@@ -72,6 +76,8 @@ def filter_of(column: Element, kind: Type, dialect_name: str) -> Key | None:
         if isinstance(kind, sa.types.NullType):  # here a number is not equal to its own text
             column = sa.cast(column, sa.Text)
         return Key(column, exact(column, kind, dialect_name), sa.String(), str)
+    if isinstance(kind, _SINGLE):
+        return None
     if isinstance(kind, (sa.Numeric, sa.Float)):
         return Key(column, column, sa.Numeric(), _as_number)
     if isinstance(kind, (sa.String, sa.Integer, sa.Uuid)):
@@ -81,11 +87,36 @@ def filter_of(column: Element, kind: Type, dialect_name: str) -> Key | None:
 
 def exact(column: Element, kind: Type, dialect_name: str) -> Element:
     """Give a column such that no two different texts are equal in it."""
-    text = dialect_name == "sqlite" or isinstance(kind, sa.String)
-    collation = _BINARY.get(dialect_name)
-    if collation and text:
-        return column.collate(collation)
+    if dialect_name == "sqlite":
+        return column.collate("BINARY")
+    if dialect_name in mysql.DIALECTS and not isinstance(kind, (sa.Integer, sa.Numeric)):
+        # From any character set. Not CAST, which MariaDB 10.11 garbles where it is grouped by.
+        using = column.op("USING")(sa.literal_column("utf8mb4"))
+        return sa.func.CONVERT(using, type_=sa.String).collate(mysql.COLLATIONS[dialect_name])
     return sa.cast(column, sa.String) if isinstance(kind, _NOT_PLAIN) else column
+
+
+class _ExactName(sa.types.TypeDecorator[str]):
+    """A name that is equal to itself only, also in a column that takes more for equal.
+
+    Its collation is binary, so that an index of another collation in utf8mb4 still serves.
+    """
+
+    impl = sa.String
+    cache_ok = True
+
+    def __init__(self, collation: str) -> None:
+        super().__init__()
+        self.collation = collation
+
+    def bind_expression(self, bindvalue: sa.BindParameter[str]) -> Element:
+        return bindvalue.collate(self.collation)
+
+
+def name_type(dialect_name: str) -> Type:
+    """Return the type that a name is bound as, to be compared with texts."""
+    collation = mysql.COLLATIONS.get(dialect_name)
+    return sa.String() if collation is None else _ExactName(collation)
 
 
 def _as_integer(name: str) -> int | None:

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from usage_sources.reading import nearest, shown
 from usage_sources.sql.database import Database
+from usage_sources.sql.keys import name_type
 
 _MOST_SHOWN = 5
 
@@ -30,7 +31,8 @@ class SubjectsReader:
     """Asks the operator's own statement which subjects there are."""
 
     def __init__(self, database: Database, text: str) -> None:
-        subjects = sa.bindparam("subjects", expanding=True, type_=sa.String())
+        kind = name_type(database.dialect_name)
+        subjects = sa.bindparam("subjects", expanding=True, type_=kind)
         self._database = database
         self._statement = statement_of(text).bindparams(subjects)
 
@@ -49,7 +51,8 @@ class MetricsReader:
         self._takes_names = bool(parameters_of(text))
         self._statement = statement_of(text)
         if self._takes_names:
-            names = sa.bindparam("metrics", expanding=True, type_=sa.String())
+            kind = name_type(database.dialect_name)
+            names = sa.bindparam("metrics", expanding=True, type_=kind)
             self._statement = self._statement.bindparams(names)
         self._seen: set[str] = set()
 

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
 
 from usage_sources.reading import nearest
+from usage_sources.sql import mysql
 from usage_sources.sql.database import Database
 from usage_sources.sql.keys import Type
 from usage_sources.sql.statements import Columns
@@ -48,6 +49,8 @@ def checked(columns: Columns, types: dict[str, Type], database: Database) -> Col
         raise SourceInvalid(f"{time}, which does not compare as numbers; use a numeric column")
     quantity = types.get(columns.quantity or "")
     inexact = isinstance(quantity, (sa.Float, sa.String))
+    if quantity is not None and database.dialect_name in mysql.DIALECTS:  # it adds up even dates
+        inexact = inexact or not isinstance(quantity, (sa.Integer, sa.Numeric))
     if inexact and database.dialect_name not in ("sqlite", "postgresql"):
         raise SourceInvalid(
             f"{place}: {columns.quantity} is {quantity}, which this database does"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
@@ -39,12 +39,18 @@ _COLUMNS = ("subject_column", "time_column", "metric_column", "quantity_column",
 class SqlSource:
     """Counts usage in any database that SQLAlchemy speaks to; each field is a setting.
 
-    Give either `table` with its columns, or `query`. SQLite and PostgreSQL are tested as they run.
-    MySQL and MariaDB are supported, but only their statements are tested, no server: text columns
-    must be utf8mb4, quantities DECIMAL or whole; times without zone, as all are there, are UTC
-    (naive_times = "utc", also for TIMESTAMP: the session is set to UTC); names that differ only in
-    spaces at their end are one name there.
+    Give either `table` with its columns, or `query`. SQLite, PostgreSQL and MariaDB 10.11 are
+    tested as they run; of MySQL, which must be 8.0.17 or newer, only the text of the statements is.
+    On both, quantities must be DECIMAL or whole, and times without zone, as all are there, are UTC
+    (naive_times = "utc", also for TIMESTAMP: the session is set to UTC). A name is equal to itself
+    only, whatever the column's collation: each parameter of a `query` has a COLLATE for it.
     """
+
+    # What must be installed beside, and for what.
+    optional_extras: ClassVar[Mapping[str, str]] = {
+        "postgres": "a PostgreSQL url",
+        "mysql": "a MySQL or MariaDB url",
+    }
 
     # SQLAlchemy URL of the database; a SQLite file is opened read-only and never created.
     url: str = field(repr=False)

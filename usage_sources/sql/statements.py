@@ -19,6 +19,7 @@ from usage_sources.reading import (
     microseconds,
     shown,
 )
+from usage_sources.sql import mysql
 from usage_sources.sql.evidence import plain_microseconds
 from usage_sources.sql.keys import Element, Key, Type, exact, filter_of, key_of
 from worker.domain import Aggregation, Period
@@ -117,7 +118,7 @@ class TableStatements:
         value, present = self._value(aggregation)
         events = sa.func.count().label("events")
         return (
-            sa.select(*self._keys(), events, present, *self._readable(self._time()), value)
+            sa.select(*self._group(), events, present, *self._readable(self._time()), value)
             .where(*counted)
             .group_by(*(key.exact for key in self._key_columns()))
         )
@@ -318,6 +319,15 @@ class TableStatements:
     def _keys(self) -> list[Element]:
         return [
             key.exact.label(label)
+            for key, label in zip(self._key_columns(), self._labels(), strict=True)
+        ]
+
+    def _group(self) -> list[Element]:
+        """Name a group; in MariaDB's mode ONLY_FULL_GROUP_BY only an aggregate can."""
+        if self._dialect_name not in mysql.DIALECTS:
+            return self._keys()
+        return [
+            sa.func.min(key.exact).label(label)
             for key, label in zip(self._key_columns(), self._labels(), strict=True)
         ]
 

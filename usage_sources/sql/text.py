@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +20,7 @@ from usage_sources.reading import (
 )
 from usage_sources.sql.database import Answer, Database
 from usage_sources.sql.evidence import notes_on_text, told
+from usage_sources.sql.keys import name_type
 from usage_sources.sql.names import MetricsReader, parameters_of, statement_of
 from usage_sources.sql.statements import time_bounds, time_type
 from worker.domain import UsageQuery, utc_text
@@ -66,11 +69,11 @@ class TextReader:
         names = parameters_of(text)
         self._subject = "subject" if "subject" in names else "subjects"
         self._metric = next(iter(names & _METRICS), None)
+        kind = name_type(database.dialect_name)
         plural = [
-            sa.bindparam(name, expanding=True, type_=sa.String())
-            for name in names & _PLURALS.keys()
+            sa.bindparam(name, expanding=True, type_=kind) for name in names & _PLURALS.keys()
         ]
-        single = [sa.bindparam(name, type_=sa.String()) for name in names & _SINGULARS.keys()]
+        single = [sa.bindparam(name, type_=kind) for name in names & _SINGULARS.keys()]
         edges = [sa.bindparam(name, type_=time_type(*self._times)) for name in ("start", "end")]
         self._statement = statement_of(text.strip()).bindparams(*plural, *single, *edges)
         self.place = f"{database.place} query"
@@ -78,7 +81,14 @@ class TextReader:
     def answers(self, connection: sa.Connection, queries: Sequence[UsageQuery]) -> list[Answer]:
         """Answer every query; a value is None where the statement gave no row for it."""
         self._check_apart(queries)
-        batches = grouped(queries, self._batch_key)
+        ranks = _ranks({name for query in queries for name in self._key(query) if name})
+        batches = grouped(
+            queries,
+            lambda query: (
+                *self._batch_key(query),
+                *(ranks.get(n or "") for n in self._key(query)),
+            ),
+        )
         return [answer for batch in batches.values() for answer in self._batch(connection, batch)]
 
     def check_metrics(self, connection: sa.Connection, answers: Iterable[Answer]) -> None:
@@ -196,6 +206,21 @@ class TextReader:
                 raise SourceInvalid(
                     f"{self.place} cannot tell {' and '.join(sorted(asked))} of {_of(key)} apart"
                 )
+
+
+def _ranks(names: set[str]) -> dict[str, int]:
+    """Number names that a database may take for one, so that they are never asked together.
+
+    Its GROUP BY can ignore case, accents and spaces, and so would add their usage up.
+    """
+    ranks: dict[str, int] = {}
+    alike: Counter[str] = Counter()
+    for name in sorted(names):
+        letters = unicodedata.normalize("NFKD", name).casefold()
+        base = "".join(each for each in letters if not unicodedata.combining(each)).strip()
+        ranks[name] = alike[base]
+        alike[base] += 1
+    return ranks
 
 
 def _whole(value: Any) -> int:
