@@ -64,13 +64,14 @@ def test_quantities_are_exact(text: str) -> None:
         ({"specversion": None}, '"specversion" must be "1.0"'),
         ({"id": None}, '"id" is missing'),
         ({"id": ""}, '"id" is missing'),
-        ({"id": 7}, '"id" is missing or no text'),
+        ({"id": 7}, '"id" is no text; write it in quotes'),
         ({"id": "x" * 1025}, '"id" has more than 1024 characters'),
         ({"source": "a\x00b"}, '"source" has a character'),
         ({"source": "a\ud800b"}, '"source" has a character'),
         ({"subject": None}, '"subject" is missing'),
         ({"type": None}, '"type" is missing'),
         ({"time": None}, '"time" is missing'),
+        ({"time": 1793491200}, '"time" is no text; write it as in "2026-11-02T10:00:00Z"'),
         ({"time": "2026-11-02T10:00:00"}, "has no zone"),
         ({"time": "2026-11-02"}, "only a date"),
         ({"time": "2026-W45-1T10:00:00Z"}, "no date and time of RFC 3339"),
@@ -94,14 +95,14 @@ def test_quantities_are_exact(text: str) -> None:
         ({"data": [1]}, '"data" must be an object'),
         ({"data": "3"}, '"data" must be an object'),
         ({"data_base64": "Mw=="}, "not data_base64"),
-        ({"data": {"value": True}}, "no number"),
-        ({"data": {"value": None}}, "no number"),
-        ({"data": {"value": "three"}}, "no number"),
-        ({"data": {"value": "1_000"}}, "no number"),
-        ({"data": {"value": " 3"}}, "no number"),
-        ({"data": {"value": "NaN"}}, "no finite number"),
-        ({"data": {"value": "1e31"}}, "more than 30 digits"),
-        ({"data": {"value": "1e-31"}}, "more than 30 digits"),
+        ({"data": {"value": True}}, "data.value is no number"),
+        ({"data": {"value": None}}, "data.value is no number"),
+        ({"data": {"value": "three"}}, "data.value is no number"),
+        ({"data": {"value": "1_000"}}, "data.value is no number"),
+        ({"data": {"value": " 3"}}, "data.value is no number"),
+        ({"data": {"value": "NaN"}}, "data.value is no finite number"),
+        ({"data": {"value": "1e31"}}, "data.value has more than 30 digits"),
+        ({"data": {"value": "1e-31"}}, "data.value has more than 30 digits"),
     ],
 )
 def test_what_cannot_be_counted_is_refused_by_name(changed: dict[str, Any], told: str) -> None:
@@ -115,6 +116,40 @@ def test_what_is_no_json_is_refused(text: str) -> None:
     """Broken, endless, too deep or absurd JSON is one clear refusal."""
     with pytest.raises(EventRejected):
         usage_event(parsed_json(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{bad", "it is not JSON: Expecting property name enclosed in double quotes: column 2"),
+        ('{"a": 1,\n "b": }', "it is not JSON: Expecting value: line 2, column 7"),
+    ],
+)
+def test_what_is_no_json_is_told_with_its_place(text: str, told: str) -> None:
+    """The line is named where there are several, and no place twice."""
+    with pytest.raises(EventRejected) as refused:
+        parsed_json(text)
+    assert str(refused.value) == told
+
+
+@pytest.mark.parametrize(
+    ("once", "twice", "name"),
+    [
+        ('"id": "e-1"', '"id": "v", "id": "e-1"', '"id"'),
+        ('"value": 3', '"value": 5, "value": 3', '"value"'),
+        ('"value": 3', '"value": 3, "value": 3', '"value"'),
+        ('"data": {', '"data": {"value": 9}, "data": {', '"data"'),
+        ('"id": "e-1"', '"id": "e-1", "\\ud800": 1, "\\ud800": 2', r'"\ud800"'),
+    ],
+)
+def test_a_name_that_stands_twice_is_refused(once: str, twice: str, name: str) -> None:
+    """Which of two values was meant is not guessed, and the refusal names their name."""
+    text = json.dumps(GOOD)
+    assert usage_event(parsed_json(text)).id == "e-1"
+    assert once in text
+    with pytest.raises(EventRejected) as refused:
+        usage_event(parsed_json(text.replace(once, twice)))
+    assert str(refused.value).startswith(f"{name} stands twice in one object")
 
 
 @given(st.datetimes(FIRST, LAST), st.integers(-839, 839))

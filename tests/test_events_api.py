@@ -106,6 +106,18 @@ def test_the_same_id_with_other_content_is_refused_by_name(
     assert stored(tmp_path) == 1
 
 
+def test_an_event_with_a_name_twice_is_refused_alone(client: FlaskClient, tmp_path: Path) -> None:
+    """Neither of the two is guessed to be meant; the other events of the batch are stored."""
+    twice = json.dumps(an_event(2)).replace('"value"', '"value": 5, "value"')
+    answer = send(client, f"[{json.dumps(an_event(1))}, {twice}]")
+    assert answer.status_code == 207
+    (refused,) = answer.get_json()["refused"]
+    assert refused["index"] == 1
+    assert refused["message"].startswith('"value" stands twice in one object')
+    assert send(client, twice.replace('"id"', '"id": "e-9", "id"'), SINGLE).status_code == 400
+    assert stored(tmp_path) == 1
+
+
 def test_a_batch_is_stored_event_by_event(client: FlaskClient, tmp_path: Path) -> None:
     """By default the good ones are stored, and the others named with their place: 207."""
     batch = [an_event(1), an_event(2, time="yesterday"), an_event(3), {"id": "e-4"}, 7]
@@ -243,7 +255,7 @@ def test_a_conflict_within_a_batch_claims_nothing(client: FlaskClient, query: st
     """The message is true whether the first of the two was stored or not."""
     answer = send(client, [an_event(), an_event(data={"value": 4})], query=query)
     (refused,) = answer.get_json()["refused"]
-    assert refused["message"] == "it came before, with other content; use a new id"
+    assert refused["message"] == "'e-1' of '/phones' came before, with other content; use a new id"
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,11 @@ def test_an_interrupted_import_goes_on(place: Path, monkeypatch: pytest.MonkeyPa
 
     with monkeypatch.context() as patched:
         patched.setattr("worker.bookmarks.os.replace", stop)
-        assert run("a.jsonl").exit_code == 1
+        patched.setattr("worker.bookmarks._SECONDS_BETWEEN", 0)
+        stopped = run("a.jsonl")
+    assert stopped.exit_code == 1
+    told = "10000 stored, 0 known already, 0 refused; run the same command again; it goes on there"
+    assert stopped.stdout == f"{told}\n"
     assert stored(place) == 10_000
     result = run("a.jsonl")
     assert result.stdout == "2000 stored, 10000 known already, 0 refused\n"
@@ -327,7 +331,7 @@ def test_bad_records_are_named_and_the_others_stored(place: Path) -> None:
     assert result.exit_code == 3
     assert result.stdout == "1 stored, 0 known already, 4 refused\n"
     for told in (
-        "line 2: it is not JSON",
+        "line 2: it is not JSON: Expecting property name enclosed in double quotes: column 2\n",
         'line 3: "source" is missing',
         "line 4: an event is a JSON object",
         "line 6: 'e-1' of '/phones' came before, with other content; use a new id",
@@ -349,12 +353,18 @@ def test_csv_fields_are_read_by_their_header(place: Path) -> None:
     assert "line 3: it has 4 fields, and the header 5" in result.stderr
     assert 'line 5: "type" has a character that cannot be printed' in result.stderr
     assert 'line 6: "time" has no zone' in result.stderr
+    (place / "b.csv").write_text(HEADER + "/a,e-5,SUB-1,calls,2026-11-02T10:00:00Z,many\n")
+    assert "line 2: value is no number\n" in run("b.csv").stderr
 
 
 @pytest.mark.parametrize(
     ("name", "text", "more", "code", "told"),
     [
-        ("a.txt", "", (), 2, "it ends in none of .csv, .jsonl, .ndjson"),
+        ("a.txt", "", (), 2, "give --format: a.txt ends in none of .csv, .jsonl, .ndjson"),
+        (
+            *("a.csv", HEADER.replace(",", ";"), (), 1),
+            "not so: source, id, subject, type, time; fields are separated by commas",
+        ),
         ("a.csv", "id,source\n", (), 1, "must name each of source, id, subject, type, time once"),
         ("a.csv", "", (), 1, "not so: source, id, subject, type, time"),
         ("a.txt", "\n", ("--format", "jsonl"), 0, ""),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from typing import BinaryIO
 
 _PART = 1024 * 1024
+_SECONDS_BETWEEN = 1.0  # a disk may take some milliseconds to write the mark down
 
 
 class Bookmark:
@@ -19,25 +21,34 @@ class Bookmark:
     """
 
     offset: int  # in bytes; all that is before it was stored
-    last: int  # where the last batch before it began
+    last: int  # where the mark before it stood
 
     def __init__(self, folder: Path, path: Path, file: BinaryIO, reading: str) -> None:
         """Find the mark; `reading` names the format and the store."""
         name = hashlib.sha256(f"{path.resolve()}\n{reading}".encode(errors="surrogateescape"))
         self._place = folder / f"{path.name[:40]}-{name.hexdigest()[:16]}.json"
         self._file = file
+        self._kept_at = -_SECONDS_BETWEEN
         self.forget()
         self._find()
 
     def forget(self) -> None:
         """Stand at the file's start."""
-        self.offset = self.last = 0
+        self.offset = self.last = self._stored = 0
         self._read = hashlib.sha256()
 
     def move(self, offset: int) -> None:
-        """Write down that everything before the offset is stored."""
-        if not self._take_in(offset):
-            return  # the file was cut meanwhile
+        """Note that everything before the offset is stored; now and then it is written down."""
+        self._stored = offset
+        if time.monotonic() - self._kept_at >= _SECONDS_BETWEEN:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write down what is stored."""
+        self._kept_at = time.monotonic()
+        offset = self._stored
+        if offset <= self.offset or not self._take_in(offset):
+            return  # nothing new, or the file was cut meanwhile
         self.last, self.offset = self.offset, offset
         kept = {"offset": offset, "last": self.last, "sha256": self._read.hexdigest()}
         self._place.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -35,25 +36,51 @@ def parsed_json(text: bytes | str) -> Any:
     """Parse JSON with exact numbers; raise EventRejected."""
     try:
         if isinstance(text, bytes):
-            text = text.decode(json.detect_encoding(text), "surrogatepass")
-        return _JSON.decode(text)
+            encoding = "utf-8" if text.startswith(b'{"') else json.detect_encoding(text)
+            text = text.decode(encoding, "surrogatepass")
+        text = text.strip(_BLANKS)
+        found, end = _JSON.raw_decode(text)
     except RecursionError:
         raise EventRejected("the JSON is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise EventRejected(f"it is not JSON: {error.msg}: {line}column {error.colno}") from None
     except (ValueError, ArithmeticError) as error:
         raise EventRejected(f"it is not JSON: {str(error)[:200]}") from None
+    if end != len(text):
+        raise EventRejected(f"it is not JSON: more follows behind character {end}")
+    return found
 
 
 def _refuse(text: str) -> Any:
     raise ValueError(f"{text} is not a JSON number")
 
 
-_JSON = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse)
+class _Repeating:
+    """Stands for an object in which a name stands twice: it is none that can be read."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        seen = Counter(name for name, _ in pairs)
+        self.name = seen.most_common(1)[0][0]
+
+    def __str__(self) -> str:
+        name = json.dumps(self.name[:_LONGEST])  # whatever the name holds, this can be printed
+        return f"{name} stands twice in one object, and one of the two would be lost"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Repeating:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Repeating(pairs)
+
+
+_BLANKS = " \t\n\r"  # those of JSON
+_JSON = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_object)
 
 
 def usage_event(event: Any) -> UsageEvent:
     """Read one event, a parsed JSON object; raise EventRejected."""
     if not isinstance(event, dict):
-        raise EventRejected("an event is a JSON object")
+        raise EventRejected(_no_object(event, "an event is a JSON object"))
     if event.get("specversion") != "1.0":
         raise EventRejected('"specversion" must be "1.0"')
     return UsageEvent(
@@ -93,42 +120,49 @@ def _no_moment(text: str) -> str:
 
 
 def quantity(value: Any) -> Decimal:
-    """Read an exact quantity: a whole or decimal number, or one in text; raise EventRejected."""
+    """Read an exact quantity: a whole or decimal number, or one in text.
+
+    Raise EventRejected, whose text goes on behind the quantity's name.
+    """
     if isinstance(value, str):
         return _quantity_of_text(value)
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
-        raise EventRejected("the value is no number")
+        raise EventRejected("is no number")
     return _bounded(Decimal(value))
 
 
 @lru_cache(maxsize=4096)
 def _quantity_of_text(text: str) -> Decimal:
     if not text.isascii() or "_" in text or text != text.strip():
-        raise EventRejected("the value is no number")
+        raise EventRejected("is no number")
     try:
         return _bounded(Decimal(text))
     except InvalidOperation:
-        raise EventRejected("the value is no number") from None
+        raise EventRejected("is no number") from None
 
 
 def _bounded(number: Decimal) -> Decimal:
     if not number.is_finite():
-        raise EventRejected("the value is no finite number")
+        raise EventRejected("is no finite number")
     exponent = number.as_tuple().exponent
     if number.adjusted() >= _MOST_DIGITS or int(exponent) < -_MOST_DIGITS:
-        raise EventRejected(f"the value has more than {_MOST_DIGITS} digits on a side of the point")
+        raise EventRejected(f"has more than {_MOST_DIGITS} digits on a side of the point")
     return number
 
 
 def text_of(value: Any, name: str) -> str:
     """Check an attribute's text: some, of bounded length, without control characters."""
     if not isinstance(value, str) or not value:
-        raise EventRejected(f'"{name}" is missing or no text')
+        raise EventRejected(f'"{name}" {_no_text(value)}')
     if len(value) > _LONGEST:
         raise EventRejected(f'"{name}" has more than {_LONGEST} characters')
     if not value.isprintable():
         raise EventRejected(f'"{name}" has a character that cannot be printed')
     return value
+
+
+def _no_text(value: Any) -> str:
+    return "is missing" if value in (None, "") else "is no text; write it in quotes"
 
 
 def _text(event: Mapping[str, Any], name: str) -> str:
@@ -137,8 +171,10 @@ def _text(event: Mapping[str, Any], name: str) -> str:
 
 def _moment(event: Mapping[str, Any]) -> datetime:
     text = event.get("time")
-    if not isinstance(text, str):
+    if text is None:
         raise EventRejected('"time" is missing: when it was used decides who pays for it')
+    if not isinstance(text, str):
+        raise EventRejected('"time" is no text; write it as in "2026-11-02T10:00:00Z"')
     return moment(text)
 
 
@@ -149,5 +185,14 @@ def _quantity(event: Mapping[str, Any]) -> Decimal:
     if data is None:
         return Decimal(1)
     if not isinstance(data, dict):
-        raise EventRejected('"data" must be an object such as {"value": 3}')
-    return quantity(data["value"]) if "value" in data else Decimal(1)
+        raise EventRejected(_no_object(data, '"data" must be an object such as {"value": 3}'))
+    if "value" not in data:
+        return Decimal(1)
+    try:
+        return quantity(data["value"])
+    except EventRejected as error:
+        raise EventRejected(f"data.value {error}") from None
+
+
+def _no_object(value: Any, told: str) -> str:
+    return str(value) if isinstance(value, _Repeating) else told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ SUFFIXES: Mapping[str, FileFormat] = {
     ".ndjson": "jsonl",
 }
 COLUMNS = ("source", "id", "subject", "type", "time")  # and "value", 1 where there is none
+_ONE = Decimal(1)
 _LONGEST_LINE = 1024 * 1024
 _ADD = "if the file is complete, add a newline and run again"
 _CR_ALONE = "its lines end in a carriage return alone; write them with a newline and run again"
@@ -148,11 +150,16 @@ def _header(file: BinaryIO) -> list[str]:
     if missing or header.count("value") > 1:
         raise PermanentError(
             f"the file's first line must name each of {', '.join(COLUMNS)} once, and value where"
-            f" quantities are not 1; not so: {', '.join(missing) or 'value'}"
+            f" quantities are not 1; not so: {', '.join(missing) or 'value'}{_separated(header)}"
         )
     if not line.endswith(b"\n"):
         raise PermanentError(f"line 1 has no end: {_ADD}")
     return header
+
+
+def _separated(header: Sequence[str]) -> str:
+    others = len(header) == 1 and set(";\t|") & set(header[0])
+    return "; fields are separated by commas" if others else ""
 
 
 def _event(row: Sequence[str], fields: Sequence[int], value_at: int | None) -> UsageEvent:
@@ -163,5 +170,12 @@ def _event(row: Sequence[str], fields: Sequence[int], value_at: int | None) -> U
         subject=text_of(row[subject], "subject"),
         metric=text_of(row[metric], "type"),
         at=moment(row[time]),
-        quantity=quantity(1 if value_at is None else row[value_at]),
+        quantity=_ONE if value_at is None else _quantity(row[value_at]),
     )
+
+
+def _quantity(text: str) -> Decimal:
+    try:
+        return quantity(text)
+    except EventRejected as error:
+        raise EventRejected(f"value {error}") from None

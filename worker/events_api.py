@@ -136,7 +136,7 @@ def _conflicts(
     found: Sequence[tuple[int, UsageEvent]], verdicts: Sequence[Verdict]
 ) -> list[_Refusal]:
     return [
-        _Refusal(index, event.id, "conflict", f"it {CAME_BEFORE}")
+        _Refusal(index, event.id, "conflict", f"{event.id!r} of {event.source!r} {CAME_BEFORE}")
         for (index, event), verdict in zip(found, verdicts, strict=True)
         if verdict is Verdict.CONFLICT
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -37,6 +37,10 @@ class _Totals:
     @property
     def refused(self) -> int:
         return self.verdicts[Verdict.CONFLICT] + self.unreadable
+
+    def __str__(self) -> str:
+        stored, known = self.verdicts[Verdict.STORED], self.verdicts[Verdict.DUPLICATE]
+        return f"{stored} stored, {known} known already, {self.refused} refused"
 
     def tell(self, text: str) -> None:
         """Name the first few refusals."""
@@ -79,23 +83,37 @@ def import_command(path: Path, kind: FileFormat | None, state_folder: Path) -> N
     """
     kind = kind or format_of(path)
     if kind is None:
-        raise click.UsageError(f"name the format of {path.name}: it ends in none of {_suffixes()}")
+        raise click.UsageError(f"give --format: {path.name} ends in none of {_suffixes()}")
     store = open_event_store(configured())
     totals = _Totals()
-    with path.open("rb") as file, _garbage_seldom():
+    with path.open("rb") as file, _garbage_seldom(), _told_when_stopped(totals):
         bookmark = Bookmark(state_folder, path, file, f"{kind} {store.place}")
         if bookmark.offset:
             _check(store, list(_last_batch(file, kind, bookmark)), bookmark, totals)
-        size = path.stat().st_size
-        with progress("reading", size, bookmark.offset, in_bytes=True) as advance:
-            whole = True
-            for batch in _batches(records(file, kind, bookmark.offset)):
-                kept = _store(store, batch, totals)
-                if whole and kept:
-                    bookmark.move(batch[kept - 1].offset)
-                whole = whole and kept == len(batch)
-                advance(batch[-1].offset)
+        try:
+            batches = _batches(records(file, kind, bookmark.offset))
+            with progress("reading", path.stat().st_size, bookmark.offset, in_bytes=True) as bar:
+                _store_all(store, batches, bookmark, totals, bar)
+        finally:
+            bookmark.keep()
     _tell(totals)
+
+
+def _store_all(
+    store: EventStore,
+    batches: Iterator[list[Record]],
+    bookmark: Bookmark,
+    totals: _Totals,
+    advance: Callable[[int], None],
+) -> None:
+    """Store batch after batch; the mark stays before the first record that was refused."""
+    whole = True
+    for batch in batches:
+        kept = _store(store, batch, totals)
+        if whole and kept:
+            bookmark.move(batch[kept - 1].offset)
+        whole = whole and kept == len(batch)
+        advance(batch[-1].offset)
 
 
 def _suffixes() -> str:
@@ -131,13 +149,16 @@ def _check(store: EventStore, batch: list[Record], bookmark: Bookmark, totals: _
 def _store(store: EventStore, batch: list[Record], totals: _Totals) -> int:
     """Store what can be read, tell the rest; return how many came before the first refused."""
     readable = [record.event for record in batch if record.event is not None]
-    verdicts = iter(store.append(readable, all_or_nothing=False))
+    verdicts = store.append(readable, all_or_nothing=False)
+    for verdict in Verdict:
+        totals.verdicts[verdict] += verdicts.count(verdict)
+    if len(readable) == len(batch) and Verdict.CONFLICT not in verdicts:
+        return len(batch)
+    of_readable = iter(verdicts)
     first = len(batch)
     for place, record in enumerate(batch):
         if (event := record.event) is not None:
-            verdict = next(verdicts)
-            totals.verdicts[verdict] += 1
-            if verdict is not Verdict.CONFLICT:
+            if next(of_readable) is not Verdict.CONFLICT:
                 continue
             named = f"{event.id!r} of {event.source!r}"
             totals.tell(f"line {record.line}: {named} {CAME_BEFORE}")
@@ -151,9 +172,18 @@ def _store(store: EventStore, batch: list[Record], totals: _Totals) -> int:
     return first
 
 
+@contextmanager
+def _told_when_stopped(totals: _Totals) -> Iterator[None]:
+    """Say what came of it so far where somebody stops it by hand."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"{totals}; run the same command again; it goes on there")
+        raise
+
+
 def _tell(totals: _Totals) -> None:
-    stored, known = totals.verdicts[Verdict.STORED], totals.verdicts[Verdict.DUPLICATE]
-    click.echo(f"{stored} stored, {known} known already, {totals.refused} refused")
+    click.echo(totals)
     if totals.refused or totals.unfinished:
         sys.exit(NEEDS_ATTENTION)
 
