@@ -26,6 +26,7 @@ from worker.logs import configure_logs
 from worker.metrics import DELIVERIES, DUPLICATES
 from worker.metrics_page import metrics_blueprint
 from worker.metrics_scrape import Scrape
+from worker.ops.astray import asks_for_page, defect_page, error_page
 from worker.ops.board import Board
 from worker.ops.mount import mount
 from worker.ops.rq_mount import mount_rq
@@ -186,7 +187,9 @@ def journal_unavailable(error: JournalUnavailable) -> ResponseReturnValue:
 
 @pages.app_errorhandler(HTTPException)
 def http_error(error: HTTPException) -> ResponseReturnValue:
-    """Answer Flask's own errors (404, 405, ...) as JSON too."""
+    """Answer Flask's own errors (404, 405, ...) as JSON too; to a person, as a page."""
+    if asks_for_page():
+        return error_page(error)
     return jsonify(
         error=(error.name or "error").lower(), message=error.description
     ), error.code or 500
@@ -196,6 +199,8 @@ def http_error(error: HTTPException) -> ResponseReturnValue:
 def unexpected(error: Exception) -> ResponseReturnValue:
     """Answer a defect of the program without telling its insides."""
     log.error("unexpected", exc_info=error)
+    if asks_for_page():
+        return defect_page()
     return jsonify(error="internal", message="The log says why. Send it again later."), 500
 
 

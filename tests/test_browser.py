@@ -25,9 +25,11 @@ RQ_PAGES = (
     "/ops/rq/0/view/workers",
     "/ops/rq/0/view/jobs",
     "/ops/rq/0/view/jobs/reconcile/failed/8/asc/1",
+    f"/ops/rq/0/view/job/{PLATFORM}-INV-00000000-0000-4000-8000-00000008",
 )
 PHONE = (360, 640)
-LOADING = 'tr[data-role="loading-placeholder"]'
+LOADING = 'tr[data-role="loading-placeholder"], #job-data:empty'
+OPENED = "document.querySelectorAll('details').forEach(one => one.open = true)"
 
 
 def invoice_id(number: int) -> str:
@@ -96,7 +98,7 @@ def see_it_issued(someone: Visitor, number: int, component: str) -> None:
 def acts_of(station: Station, number: int) -> list[tuple[str, str]]:
     """Return who replayed an invoice and why, as the journal has it."""
     replays = [e for e in station.history(invoice_id(number)).entries if "by" in e.data]
-    assert {entry.kind for entry in replays} == {EntryKind.REPLAYED}
+    assert {entry.kind for entry in replays} <= {EntryKind.REPLAYED}
     return [(entry.data["by"], entry.data["reason"]) for entry in replays]
 
 
@@ -145,6 +147,43 @@ def test_the_failed_job_is_recognised_and_requeued_in_rq(visitor: Visitor) -> No
     visitor.open(f"/ops/rq/0/view/job/{PLATFORM}-{invoice_id(2)}")
     visitor.wait("its end", lambda: "finished" in visitor.text("#job-data"))
     assert not visitor.one("#requeue-job-btn").is_displayed()
+
+
+def test_all_failed_jobs_are_requeued_in_rq(visitor: Visitor) -> None:
+    """Requeue All asks first; No does nothing, Yes replays each invoice by that person."""
+    station = visitor.station
+    for number in (9, 10):
+        hold_one(station, number, "Vouchers")
+    station.map("Vouchers", "vouchers")
+    visitor.log_in()
+    visitor.open(RQ_PAGES[3])
+    visitor.wait("the jobs", lambda: len(visitor.all("tr[data-role=job]")) >= 2)
+    for answer in ("No", "Yes"):
+        visitor.press("Requeue All")
+        visitor.wait("the question", lambda: "requeue all?" in visitor.text(".modal.show h3"))
+        assert acts_of(station, 9) == []
+        visitor.wait("its rest", lambda: visitor.script(AT_REST))  # until then, it does not close
+        visitor.press(answer, ".modal.show")
+        visitor.wait("no question", lambda: not visitor.all(".modal-backdrop"))
+    visitor.wait("the answer", lambda: "requeued" in visitor.text("#ops-told"))
+    for number in (9, 10):
+        visitor.open(one_path(number))
+        see_it_issued(visitor, number, "Vouchers")
+        assert acts_of(station, number) == [(OPERATOR, "requeued in RQ")]
+
+
+def test_without_javascript_rq_leads_to_the_list(visitor: Visitor) -> None:
+    """Its pages need it, and say so; nothing seems to load for ever."""
+    visitor.log_in()
+    visitor.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        visitor.open("/ops/rq/")
+        assert "These pages need JavaScript." in visitor.text("noscript")
+        assert not visitor.one('[data-role="loading-placeholder"]').is_displayed()
+        visitor.press("The list of invoices")
+        assert visitor.text("h1") == "Invoices"
+    finally:
+        visitor.driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
 
 
 def test_the_keyboard_alone_is_enough(visitor: Visitor) -> None:
@@ -246,14 +285,31 @@ def test_every_page_has_a_title_a_main_part_and_no_error(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_can_be_read(visitor: Visitor, looked_at: tuple[str, ...], scheme: str) -> None:
-    """Each text stands out from what is behind it by 4.5 to 1, in the light and in the dark."""
+    """Each text stands out from what is behind it by 4.5 to 1, in the light and in the dark.
+
+    RQ's pages have no dark: they are light in both.
+    """
     visitor.log_in()
     set_scheme(visitor.driver, scheme)
-    for path in shown_pages(visitor, *looked_at):
-        visitor.script("document.querySelectorAll('details').forEach(one => one.open = true)")
+    for path in shown_pages(visitor, *looked_at, *RQ_PAGES):
+        visitor.script(OPENED)
         behind = Color.from_string(visitor.one("body").value_of_css_property("background-color"))
-        assert (behind.red > 128) == (scheme == "light")
+        assert (behind.red > 128) == (scheme == "light" or path in RQ_PAGES)
         assert visitor.script(FAINT) == [], path
+
+
+@pytest.mark.parametrize("width", [PHONE[0], 480, 700, 1200])
+def test_no_cell_breaks_a_word(visitor: Visitor, looked_at: tuple[str, ...], width: int) -> None:
+    """At every width a table's words stay whole, and where its rows are blocks it has no head."""
+    visitor.log_in()
+    visitor.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    set_viewport(visitor.driver, width, PHONE[1], phone=width == PHONE[0])
+    broken = {}
+    for path in shown_pages(visitor, *looked_at):
+        visitor.script(OPENED)
+        if found := [*visitor.script(BROKEN), *visitor.script(HEADS)]:
+            broken[path] = found
+    assert broken == {}
 
 
 def test_a_phone_shows_every_page_without_scrolling_sideways(
@@ -264,12 +320,14 @@ def test_a_phone_shows_every_page_without_scrolling_sideways(
     set_viewport(visitor.driver, *PHONE, phone=True)
     wide = {}
     for path in shown_pages(visitor, *looked_at, *RQ_PAGES):
-        visitor.script("document.querySelectorAll('details').forEach(one => one.open = true)")
+        visitor.script(OPENED)
         width = visitor.script("return document.documentElement.scrollWidth")
         if width > PHONE[0]:
             wide[path] = width
     assert wide == {}
 
+
+AT_REST = "return jQuery('#confirmation-modal').data('bs.modal')._isTransitioning === false"
 
 UNNAMED = """
 const named = one => one.labels?.length || one.ariaLabel || one.type === 'hidden';
@@ -277,6 +335,35 @@ return [...document.querySelectorAll('input, select, textarea')]
   .filter(one => !named(one)).map(one => one.outerHTML);
 """
 """The fields of a page that have no label."""
+
+BROKEN = """
+const broken = [];
+for (const cell of document.querySelectorAll('td, th')) {
+  const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    for (const token of texts.currentNode.data.matchAll(/\\S+/g)) {
+      if (token[0].length > 14) continue;
+      for (const word of token[0].matchAll(/[\\p{L}\\p{N}]+/gu)) {
+        const range = document.createRange(), start = token.index + word.index;
+        range.setStart(texts.currentNode, start);
+        range.setEnd(texts.currentNode, start + word[0].length);
+        const lines = new Set([...range.getClientRects()].map(one => Math.round(one.top)));
+        if (lines.size > 1) broken.push(word[0]);
+      }
+    }
+  }
+}
+return broken;
+"""
+"""The ordinary words of tables that stand on more than one line; long ids may be broken."""
+
+HEADS = """
+const laid = one => getComputedStyle(one.querySelector('td')).display;
+return [...document.querySelectorAll('table:has(thead):has(td)')]
+  .filter(one => laid(one) === 'block' && one.tHead.checkVisibility())
+  .map(one => one.tHead.innerText);
+"""
+"""The heads that are seen of tables whose cells stand below each other."""
 
 FAINT = """
 const bytes = color => {
@@ -292,6 +379,8 @@ const behind = one => {
   }
   return [255, 255, 255, 255];
 };
+const over = ([r, g, b, alpha], under) =>
+  [r, g, b].map((part, at) => (part * alpha + under[at] * (255 - alpha)) / 255);
 const light = color => {
   const [r, g, b] = color.map(part => part / 255)
     .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
@@ -303,7 +392,8 @@ while (texts.nextNode()) {
   const text = texts.currentNode.textContent.trim(), one = texts.currentNode.parentElement;
   const style = getComputedStyle(one);
   if (!text || !one.checkVisibility() || one.closest('svg, .skip')) continue;
-  const [a, b] = [light(bytes(style.color)), light(behind(one))];
+  const back = behind(one).slice(0, 3);
+  const [a, b] = [light(over(bytes(style.color), back)), light(back)];
   const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
   if (ratio < 4.5) faint.push(`${text.slice(0, 40)}: ${ratio.toFixed(1)}`);
 }

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
-from builders import MONTH, NOW, evidence
+from builders import MONTH, NOW, evidence, frozen
 from flask import Flask
 from markupsafe import escape
-from ops_builders import IMAGE, XSS, Browser, Filler, fill, journal_of, key_of, logged_in, ops_app
+from ops_builders import (
+    IMAGE,
+    XSS,
+    Browser,
+    Filler,
+    fill,
+    journal_of,
+    key_of,
+    logged_in,
+    month_of,
+    ops_app,
+)
 from redis import Redis
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
 
 from webhook_app import create_app
-from worker.domain import InvoiceKey, Span
+from worker.domain import FrozenTally, InvoiceKey, Period, Span
 from worker.doorbell import Doorbell
+from worker.journal.sql import SqlJournal
 from worker.ops import lists
 from worker.ops.lists import cell
-from worker.ops.shown import columns, length, share
+from worker.ops.shown import columns, length, moment, share
 from worker.overviews import Hour
-from worker.record import Act, Entry, EntryKind, Outcome, State
+from worker.record import Act, Claim, Entry, EntryKind, Outcome, State
 
 LIST = "/ops/invoices"
 
@@ -253,6 +268,51 @@ def test_an_issued_invoice_tells_all(browser: Browser) -> None:
     assert '<span class="well">whole</span>' in text
 
 
+def noted(app: Flask, kind: EntryKind, **data: object) -> str:
+    """Let a worker note something about the invoice it is at, and return the page's URL."""
+    journal, now = journal_of(app), datetime.now(UTC)
+    claim = Filler(journal, NOW).claim(key_of(0x35), now)
+    journal.append(claim, [Entry(kind=kind, at=now, data=data)], now)
+    return page_of(key_of(0x35))
+
+
+@pytest.mark.parametrize(
+    "kind", [EntryKind.CHARGE_ANSWER, EntryKind.ISSUE_ANSWER, EntryKind.FAILED]
+)
+@pytest.mark.parametrize("payload", ['{"a": 1}', XSS, IMAGE, "</pre></details>{{ 4057 * 7919 }}"])
+def test_what_was_sent_and_answered_is_folded_away(
+    app: Flask, browser: Browser, kind: EntryKind, payload: str
+) -> None:
+    """Under its attempt, closed, each once, and as text whatever it holds."""
+    request, answer = f"POST /charges/CHG-1 {payload}", f"200 {payload}"
+    url = noted(app, kind, error="no", charge_id="CHG-1", request=request, answer=answer)
+    text = browser.get(url).text
+    folded = re.findall(
+        r'<details class="exchange"><summary>Request and answer</summary>(.*?)</details>',
+        text,
+        re.DOTALL,
+    )
+    (shown,) = folded
+    assert [unescape(one) for one in re.findall("<pre>(.*?)</pre>", shown)] == [request, answer]
+    for markup in ("<script", "<img", str(4057 * 7919)):
+        assert markup not in text
+    assert text.count(str(escape(answer))) == 1
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"request": "POST /x"}, {"request": 1, "answer": ["200"]}, {"answer": "200"}]
+)
+def test_an_entry_without_request_and_answer_is_shown(
+    app: Flask, browser: Browser, data: dict[str, object]
+) -> None:
+    """Earlier versions wrote none; what another one wrote instead stands with the other data."""
+    text = browser.get(noted(app, EntryKind.ISSUE_ANSWER, error="no", **data)).text
+    assert "Request and answer" not in text
+    assert "refused: no" in text
+    for key in data:
+        assert f"&#34;{key}&#34;" in text
+
+
 def test_a_held_invoice_says_what_to_do(browser: Browser) -> None:
     """The reason, the mend, and the buttons that can change something."""
     text = browser.get(page_of(key_of(0x20))).text
@@ -300,6 +360,115 @@ def test_an_entry_of_another_shape_is_shown(app: Flask, browser: Browser, kind: 
     assert "&#34;odd&#34;: &#34;shape&#34;" in text
 
 
+WIDE = [f"Component {number:02}" for number in range(51)]
+STATEMENT = (
+    f"SELECT count(*) FROM usage WHERE metric IN ({', '.join('?' * 51)}) {'AND true ' * 200}"
+)
+
+
+def wide_tallies(period: Period, **changed: Any) -> list[FrozenTally]:
+    """Make the tallies of many usage charges, which one statement counted."""
+    asked = evidence(query=STATEMENT, parameters={name: name for name in WIDE}, **changed)
+    return [
+        frozen(7, charge_id=f"CHG-{name[-2:]}", span=Span("SUB-1", name, period), evidence=asked)
+        for name in WIDE
+    ]
+
+
+def count_many(journal: SqlJournal, month: int, now: datetime) -> Claim:
+    """Let a worker count a month's invoice of many usage charges, and return its claim."""
+    filler, key = Filler(journal, now), key_of(0x60 + month)
+    filler.deliver(key, now)
+    claim = filler.claim(key, now)
+    assert journal.freeze(claim, [], wide_tallies(month_of(month)), now) == []
+    return claim
+
+
+def write_many(journal: SqlJournal, claim: Claim, now: datetime) -> None:
+    """Let it write and issue all that it counted, with what was sent and answered."""
+    told = {"request": f"POST /charges {'x' * 380}", "answer": f"200 {'x' * 380}"}
+    written = [
+        {"charge_id": f"CHG-{name[-2:]}", "component": name, "quantity": "7", "amount": "1.75"}
+        for name in WIDE
+    ]
+    intents = [
+        Entry(kind=EntryKind.CHARGE_INTENT, at=now, data={**one, "from": "0", "to": 7})
+        for one in written
+    ]
+    answers = [
+        Entry(kind=EntryKind.CHARGE_ANSWER, at=now, data={**one, "version": 2, **told})
+        for one in written
+    ]
+    issued = Entry(kind=EntryKind.ISSUED, at=now, data={"charges": written, "total": "89.25"})
+    journal.settle(claim, [*intents, *answers, issued], Outcome(state=State.ISSUED, reason="paid"))
+
+
+def test_many_usage_charges_make_no_long_page(app: Flask, browser: Browser) -> None:
+    """With three earlier periods of each; the statement is shown once, what it counted too."""
+    journal, now = journal_of(app), datetime.now(UTC)
+    for month in (3, 2, 1, 0):
+        write_many(journal, count_many(journal, month, now), now)
+    answer = browser.get(page_of(key_of(0x60)))
+    assert len(answer.data) < 200 * 1024
+    assert answer.text.count(str(escape(STATEMENT))) == 1
+    assert answer.text.count("as above: one statement") == len(WIDE) - 1
+    assert answer.text.count("Against the last periods") == len(WIDE)
+    assert "as shown above, under Usage charges" in answer.text
+
+
+def test_one_invoice_is_sent_compressed(app: Flask, browser: Browser) -> None:
+    """Where the browser takes that; a page that repeats what was asked never is (BREACH)."""
+    journal, now, takes = journal_of(app), datetime.now(UTC), {"Accept-Encoding": "br, gzip"}
+    write_many(journal, count_many(journal, 0, now), now)
+    url = page_of(key_of(0x60))
+    answer = browser.get(url, headers=takes)
+    assert (answer.content_encoding, answer.headers["Vary"]) == ("gzip", "Accept-Encoding")
+    assert len(answer.data) < 16 * 1024
+    assert "Against the last periods" in gzip.decompress(answer.data).decode()
+    for other in ("/ops/", LIST, f"{LIST}?text=a", f"{LIST}/x/y", "/ops/sources"):
+        assert browser.get(other, headers=takes).content_encoding is None
+    for taken in ({}, {"Accept-Encoding": "gzip;q=0, br"}):
+        assert "Against the last periods" in browser.get(url, headers=taken).text
+
+
+def test_tallies_that_were_given_up_are_told(app: Flask, browser: Browser) -> None:
+    """What was counted first and is billed no more stands in the timeline alone, to its bound."""
+    journal, now = journal_of(app), datetime.now(UTC)
+    claim = count_many(journal, 0, now)
+    held = Entry(kind=EntryKind.HELD, at=now, data={"reason": "too many"})
+    journal.settle(claim, [held], Outcome(state=State.HELD, reason="too many"))
+    given_up = Entry(kind=EntryKind.DISCARDED, at=now, data={"by": "ana", "reason": "mended"})
+    assert journal.discard_tallies(key_of(0x60), given_up)
+    text = browser.get(page_of(key_of(0x60))).text
+    assert "as shown above" not in text
+    assert f"&#34;query&#34;: &#34;{STATEMENT[:40]}" in text
+    assert "the rest is not shown; reconciler show --json prints all" in text
+    assert len(text) < 100 * 1024
+
+
+def test_a_broken_record_shows_its_own_tallies(
+    app: Flask, browser: Browser, journal_url: str
+) -> None:
+    """Where the charges above need not be what the record says, the entry is shown as it is."""
+    with closing(sqlite3.connect(journal_url.removeprefix("sqlite:///"))) as db, db:
+        db.execute("DROP TRIGGER entries_refuse_update")
+        db.execute(
+            "UPDATE entries SET data = replace(data, '105', '999') WHERE kind = 'counted'"
+            " AND invoice_id = ?",
+            [key_of(1).invoice_id],
+        )
+    text = browser.get(page_of(key_of(1))).text
+    assert "as shown above" not in text
+    assert "&#34;quantity&#34;: 999" in text
+
+
+def test_a_charges_filters_are_shown(app: Flask, browser: Browser) -> None:
+    """Which of the events counted stands beside what was counted."""
+    counted = {"span": Span("S", "Calls", MONTH), "filters": (("kind", "a"), ("region", "eu"))}
+    Filler(journal_of(app), datetime.now(UTC)).issue(key_of(0x60), NOW, 5, **counted)
+    assert "by S where kind is a, region is eu</dd>" in browser.get(page_of(key_of(0x60))).text
+
+
 def test_acts_on_many_are_told(app: Flask, browser: Browser) -> None:
     """A pause says of what; a bulk run names a platform only where it was of one."""
     for verb, platform in (("pause", ""), ("bulk release", ""), ("bulk replay", "billforward")):
@@ -309,6 +478,33 @@ def test_acts_on_many_are_told(app: Flask, browser: Browser) -> None:
     text = browser.get("/ops/").text
     for told in ("pause every platform: why", "bulk release: why", "bulk replay billforward: why"):
         assert f"ana, {told}" in text
+
+
+def test_a_pause_that_stands_is_told(app: Flask, browser: Browser) -> None:
+    """Who presses Pause again learns who paused when and why, and that nothing was changed."""
+    stands = Act(at=NOW, by="rob", verb="pause", reason="a wrong rate", platform="billforward")
+    journal_of(app).pause(stands)
+    form = {"platform": "billforward", "reason": "maintenance"}
+    answer = browser.post("/ops/pause", form)
+    assert answer.status_code == 409
+    told = (
+        f"Nothing was changed: billforward is paused already, by rob since {moment(NOW)}: a wrong"
+    )
+    assert told in answer.text
+    assert browser.post("/ops/pause", {**form, "platform": ""}).status_code == 303
+    again = browser.post("/ops/pause", {**form, "platform": ""})
+    assert "Nothing was changed: every platform is paused already, by ana since 20" in again.text
+
+
+def test_a_bulk_run_of_one_is_of_one_invoice(journal_url: str, redis_url: str) -> None:
+    """Its heading counts as people do."""
+    app = ops_app(journal_url, redis_url)
+    fill(journal_of(app), datetime.now(UTC))
+    browser = logged_in(app)
+    form = {"verb": "release", "as_of": datetime.now(UTC).isoformat(), "reason": "mended"}
+    for cause, heading in (("unknown_subject", "1 invoice"), ("unmapped_component", "2 invoices")):
+        begun = browser.post("/ops/bulk", {**form, "state": "held", "cause": cause})
+        assert f"<h1>Release {heading}</h1>" in browser.get(begun.headers["Location"]).text
 
 
 def test_an_unknown_invoice_is_said(browser: Browser) -> None:

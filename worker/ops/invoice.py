@@ -17,7 +17,7 @@ from worker.http_edge import Refused
 from worker.ops.access import person
 from worker.ops.asked import asked
 from worker.ops.board import board
-from worker.ops.invoice_view import BAR_LENGTH, view_of
+from worker.ops.invoice_view import view_of
 from worker.ops.limits import closed_afterwards, limited
 from worker.preview import Preview
 from worker.previewing import previewed
@@ -68,6 +68,11 @@ def act(platform: str, invoice_id: str, verb: str) -> ResponseReturnValue:
     silent = {"silent": "1"} if warning else {}
     named = {"platform": platform, "invoice_id": invoice_id}
     return redirect(url_for("ops.invoice", **named, done=verb, **silent), 303)  # type: ignore[arg-type]
+
+
+def pressed(platform: str, invoice_id: str, **_: str) -> ResponseReturnValue:
+    """Lead a browser that loads a press's address to the invoice: only the press does anything."""
+    return redirect(url_for("ops.invoice", platform=platform, invoice_id=invoice_id), 303)
 
 
 @limited
@@ -132,6 +137,5 @@ def _page(history: History, **shown: Any) -> str:
         view=view_of(history, desk.journal),
         cause=cause_of(row.reason) if row.state is State.HELD else None,
         now=desk.now(),
-        bar_length=BAR_LENGTH,
         **shown,
     )

@@ -10,13 +10,16 @@ from typing import Any
 from worker.domain import FrozenTally, Period
 from worker.ops.shown import share
 from worker.ports import Journal
-from worker.record import Broken, Entry, EntryKind, History, State
+from worker.record import Broken, Entry, EntryKind, Exchange, History, State
 from worker.story import charges_by_id, found_by, last_seen, quantities_before, told
 
-BAR_LENGTH = 160
+_BAR_LENGTH = 140  # as in ops.css
 
 _PERIODS = 3
 _MOST_EVENTS = 300  # of the timeline, the newest
+_MOST_DATA = 16_000  # characters of one entry
+_ABOVE = "as shown above, under Usage charges"
+_CUT = "… the rest is not shown; reconciler show --json prints all."
 _BY_HAND = (
     EntryKind.REPLAYED,
     EntryKind.PARKED,
@@ -48,6 +51,7 @@ class Line:
     amount: str | None
     bars: tuple[Bar, ...]  # oldest first; the last one is this charge's
     parameters: str
+    again: bool  # the source was asked the same for the line before: one statement, many charges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,8 @@ class Event:
 
     entry: Entry
     told: str
-    data: str
+    exchange: Exchange | None
+    data: str  # what else it says
     run: int  # which run it belongs to; 0: none had begun
 
 
@@ -90,12 +95,13 @@ class View:
 
 def view_of(history: History, journal: Journal) -> View:
     """Gather what the page shows."""
-    events = tuple(_events(history))
+    broken = journal.verify(history.row.key)
+    events = tuple(_events(history, None if broken else _shown_above(history)))
     shown = events[-_MOST_EVENTS:]
     previews = [e for e in history.entries if e.kind is EntryKind.PREVIEWED]
     return View(
         history=history,
-        broken=journal.verify(history.row.key),
+        broken=broken,
         lines=tuple(_lines(history, journal)),
         previewed=tuple(previews[-1].data.get("charges", ())) if previews else (),
         seen=last_seen(history),
@@ -109,15 +115,20 @@ def view_of(history: History, journal: Journal) -> View:
 
 def _lines(history: History, journal: Journal) -> Iterator[Line]:
     charges, before = charges_by_id(history), quantities_before(history)
+    asked: tuple[object, ...] = ()
     for tally in history.tallies:
+        evidence = tally.evidence
+        question = (evidence.source, evidence.query, evidence.parameters)
         amount = charges.get(tally.charge_id, {}).get("amount")
         yield Line(
             tally=tally,
             before=before.get(tally.charge_id),
             amount=None if amount is None else str(amount),
             bars=_bars(tally, history, journal),
-            parameters=json.dumps(tally.evidence.parameters, ensure_ascii=False),
+            parameters=json.dumps(evidence.parameters, ensure_ascii=False),
+            again=question == asked,
         )
+        asked = question
 
 
 def _bars(tally: FrozenTally, history: History, journal: Journal) -> tuple[Bar, ...]:
@@ -128,7 +139,7 @@ def _bars(tally: FrozenTally, history: History, journal: Journal) -> tuple[Bar, 
             period=one.period,
             invoice_id=one.invoice_id,
             quantity=one.quantity,
-            length=share(one.quantity, most, BAR_LENGTH),
+            length=share(one.quantity, most, _BAR_LENGTH),
             change=_change(one.quantity, tally.quantity),
         )
         for one in reversed(earlier)
@@ -137,7 +148,7 @@ def _bars(tally: FrozenTally, history: History, journal: Journal) -> tuple[Bar, 
         period=tally.span.period,
         invoice_id="",
         quantity=tally.quantity,
-        length=share(tally.quantity, most, BAR_LENGTH),
+        length=share(tally.quantity, most, _BAR_LENGTH),
     )
     return (*bars, own)
 
@@ -148,13 +159,32 @@ def _change(then: int, now: int) -> str:
     return f"{now - then:+}{percent}"
 
 
-def _events(history: History) -> Iterator[Event]:
+def _shown_above(history: History) -> Entry | None:
+    """Return the entry that carries the tallies of the usage charges; None: none stands."""
+    counted = [entry for entry in history.entries if entry.kind is EntryKind.COUNTED]
+    return counted[-1] if counted and history.tallies else None
+
+
+def _events(history: History, above: Entry | None) -> Iterator[Event]:
     times = {delivery.id: delivery.times for delivery in history.deliveries}
     run = 0
     for entry in history.entries:
         run += entry.kind is EntryKind.CLAIMED
-        data = json.dumps(entry.data, indent=2, ensure_ascii=False)
-        yield Event(entry=entry, told=told(entry, times), data=data, run=run)
+        exchange, rest = _exchange(entry.data)
+        if entry is above:
+            rest = rest | {"tallies": _ABOVE}
+        data = json.dumps(rest, indent=2, ensure_ascii=False)
+        if len(data) > _MOST_DATA:
+            data = f"{data[:_MOST_DATA]}\n{_CUT}"
+        yield Event(entry=entry, told=told(entry, times), exchange=exchange, data=data, run=run)
+
+
+def _exchange(data: dict[str, Any]) -> tuple[Exchange | None, dict[str, Any]]:
+    """Take what was sent and answered out of an entry's data; earlier versions kept none."""
+    match data:
+        case {"request": str(request), "answer": str(answer), **rest}:
+            return Exchange(request, answer), rest
+    return None, data
 
 
 def _first_total(history: History) -> str | None:

@@ -13,14 +13,16 @@ from worker.config import Config
 from worker.errors import JournalUnavailable, QueueUnavailable, ReconcilerError
 from worker.ops import bulk, invoice, lists, login, overview, shown, sources
 from worker.ops.access import TOKEN_FIELD, Access
+from worker.ops.astray import PREFIX, closed
 from worker.ops.board import Board
+from worker.ops.shrunk import shrunk
 from worker.ops.visits import open_visits, session_key
 
-PREFIX = "/ops"
 RQ_URL = "/ops/rq/"
 
 _OPEN = ("ops.login", "ops.log_in", "ops.logout", "ops.static")
 _ONE = "/invoices/<platform>/<invoice_id>"
+_PRESSED = f"{_ONE}/<any(replay, release, hold, close, recount, preview):pressed>"
 _RULES: tuple[tuple[str, str, Callable[..., ResponseReturnValue], str], ...] = (
     ("/", "overview", overview.overview, "GET"),
     ("/pause", "pause", overview.pause, "POST"),
@@ -32,6 +34,7 @@ _RULES: tuple[tuple[str, str, Callable[..., ResponseReturnValue], str], ...] = (
     (f"{_ONE}/<any(replay, release, hold, close):verb>", "act", invoice.act, "POST"),
     (f"{_ONE}/recount", "recount", invoice.recount, "POST"),
     (f"{_ONE}/preview", "preview", invoice.preview, "POST"),
+    (_PRESSED, "pressed", invoice.pressed, "GET"),
     ("/bulk", "confirm", bulk.confirm, "GET"),
     ("/bulk", "begin_bulk", bulk.begin, "POST"),
     ("/bulk/<bulk_id>", "bulk", bulk.show, "GET"),
@@ -65,8 +68,10 @@ def mount(app: Flask, config: Config, board: Board) -> None:
     for rule, endpoint, view, method in _RULES:
         pages.add_url_rule(rule, endpoint, view, methods=[method])
     pages.register_error_handler(ReconcilerError, _failed)
+    pages.after_request(shrunk)
     app.jinja_env.globals |= _words(guard)
     app.register_blueprint(pages)
+    app.after_request(closed)
 
 
 def _words(guard: Access) -> Mapping[str, object]:

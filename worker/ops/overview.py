@@ -15,7 +15,7 @@ from worker.http_edge import Refused
 from worker.ops.access import person
 from worker.ops.asked import asked
 from worker.ops.board import Board, board
-from worker.ops.shown import CHART_HEIGHT, columns
+from worker.ops.shown import CHART_HEIGHT, columns, moment
 from worker.overdue import most_overdue
 from worker.overviews import UNISSUED, Filter, Overview
 from worker.ports import Journal
@@ -33,9 +33,13 @@ def overview() -> ResponseReturnValue:
 
 
 def pause() -> ResponseReturnValue:
-    """Let no worker begin, on one platform or all."""
-    platform = _platform()
-    actions.pause(board().desk, platform, asked())
+    """Let no worker begin, on one platform or all; of a pause that stands already, say whose."""
+    platform, desk = _platform(), board().desk
+    asked_at = desk.now()
+    standing = actions.pause(desk, platform, asked())
+    if standing.at < asked_at:
+        since = f"by {standing.by} since {moment(standing.at)}: {standing.reason}"
+        return _page(board(), f"{actions.named(platform)} is paused already, {since}"), 409
     log.info("ops_pause", by=person().name, platform=platform)
     return redirect(url_for("ops.overview"), 303)
 

@@ -32,6 +32,7 @@ from worker.errors import JournalUnavailable, QueueUnavailable
 from worker.http_edge import Refused
 from worker.ops import access, rq_requeue
 from worker.ops.access import Access, person
+from worker.ops.astray import asks_for_page
 from worker.ops.board import board
 from worker.ops.rq_look import PLACES, QUEUED, Json, Look
 from worker.ops.rq_pages import POLICY, favicon, name_scripts, rendered
@@ -227,7 +228,7 @@ def _demand_plain_names() -> None:
 
 def _refused(refusal: Refused) -> ResponseReturnValue:
     """Answer a page as a page, and a page's script as data."""
-    if _asks_for_page():
+    if asks_for_page():
         return access.refused(refusal)
     log.warning("ops_refused", status=refusal.status, error=refusal.error, path=request.path[:200])
     told = {"status": "ERROR", "error": refusal.error, "message": refusal.message}
@@ -246,11 +247,6 @@ def _failed(error: Exception) -> ResponseReturnValue:
         else (f"Redis at {desk.doorbell.place}: {type(error).__name__}")
     )
     return _refused(Refused(503, "no_answer", f"{named}. Nothing was changed; try again later."))
-
-
-def _asks_for_page() -> bool:
-    by_script = request.headers.get("X-Requested-With") == "XMLHttpRequest"
-    return "text/html" in request.headers.get("Accept", "") and not by_script
 
 
 def _data(told: Json) -> Response:

@@ -86,8 +86,10 @@ def _with_ours(html: str, about: InvoiceKey | None) -> str:
     top = Markup(
         '<body class="ops-{}">\n<p class="ops-note"><a href="{}">Operators\' pages</a>{}'
         " RQ only wakes the workers: requeueing a job replays its invoice through the journal."
-        '</p>\n<p id="ops-told" role="status" hidden></p>'
-    ).format(person().role.value, url_for("ops.overview"), _link_to(about))
+        '</p>\n<noscript><p class="ops-note">These pages need JavaScript. <a href="{}">The list of'
+        " invoices</a> needs none, and can do all that they can.</p></noscript>"
+        '\n<p id="ops-told" role="status" hidden></p>'
+    ).format(person().role.value, url_for("ops.overview"), _link_to(about), url_for("ops.invoices"))
     end = Markup('<script nonce="{}" src="{}"></script>\n</body>').format(
         nonce, url_for("ops.static", filename="rq.js")
     )
