@@ -190,6 +190,15 @@ def test_no_bar_for_programs(journal: SqliteJournal) -> None:
     assert "releasing" not in stderr
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Python's own handler of Ctrl-C: a shell's background job is started without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_stops_after_the_invoice_it_is_at(
     journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +222,7 @@ def test_ctrl_c_stops_after_the_invoice_it_is_at(
     assert again.stdout == "released 3 of 3 invoices\n"
 
 
+@pytest.mark.usefixtures("_interruptible")
 def test_a_second_ctrl_c_ends_at_once(
     journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
