@@ -26,8 +26,8 @@ from worker.logs import configure_logs
 from worker.metrics import DELIVERIES, DUPLICATES
 from worker.metrics_page import metrics_blueprint
 from worker.metrics_scrape import Scrape
-from worker.ops.astray import asks_for_page, defect_page, error_page
 from worker.ops.board import Board
+from worker.ops.error_pages import asks_for_page, defect_page, error_page
 from worker.ops.mount import mount
 from worker.ops.rq_mount import mount_rq
 from worker.ops.rq_pages import installed

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from worker.domain import Invoice
 from worker.errors import OutcomeUnknown
-from worker.ports import BillingPlatform, ChargeWrite
-from worker.record import Exchange
+from worker.ports import BillingPlatform
+from worker.writes import ChargeWrite, Exchange
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import builders
 
 from worker.domain import Delivery, Invoice, InvoiceState, Owner, Tally, UsageCharge, UsageQuery
 from worker.errors import OutcomeUnknown, ReconcilerError, Stopped
-from worker.ports import ChargeWrite, IssueWrite
-from worker.record import Exchange
+from worker.writes import ChargeWrite, Exchange, IssueWrite
 
 
 @dataclass

@@ -30,7 +30,7 @@ from worker.errors import (
     TransientError,
 )
 from worker.platforms.billforward import BillForward
-from worker.ports import ChargeWrite
+from worker.writes import ChargeWrite
 
 BASE = "https://bf.example/v1"
 TOKEN = "s3cr3t-t0k3n"

@@ -27,8 +27,8 @@ from worker.errors import (
     TransientError,
 )
 from worker.platforms.billforward import BillForward
-from worker.ports import BillingPlatform, ChargeWrite
-from worker.record import Exchange
+from worker.ports import BillingPlatform
+from worker.writes import ChargeWrite, Exchange
 
 JANUARY = Period(datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC))
 UNKNOWN = "CHG-00000000-0000-4000-8000-00000000"

@@ -250,23 +250,30 @@ def woken(journal: SqliteJournal, key: InvoiceKey) -> None:
     journal.wake(key, Entry(kind=EntryKind.REPLAYED, at=later, data={"by": "ana"}))
 
 
-@pytest.mark.parametrize("change", [parked, woken])
+def closed(journal: SqliteJournal, key: InvoiceKey) -> None:
+    """Settle an invoice by hand."""
+    asked = {"by": "ana", "reason": "paid in cash"}
+    assert journal.close_by_hand(key, Entry(kind=EntryKind.CLOSED, at=NOW, data=asked))
+
+
+@pytest.mark.parametrize("change", [parked, woken, closed])
+@pytest.mark.parametrize(("verb", "done"), [("replay", "replayed"), ("release", "released")])
 def test_what_changed_since_the_count_is_left_alone(
-    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch, change: Change
+    journal: SqliteJournal, monkeypatch: pytest.MonkeyPatch, change: Change, verb: str, done: str
 ) -> None:
-    """An invoice that somebody took up meanwhile is not replayed, and that asks for attention."""
-    keys = hold(journal, 25)
-    real = bulk.VERBS["replay"]
+    """What somebody took up meanwhile, the very next one too, is not touched; exit 3."""
+    keys = hold(journal, 4)
+    real = bulk.VERBS[verb]
 
     def meanwhile(desk: Desk, key: InvoiceKey, asked: Asked) -> str:
         if key == keys[0]:
-            change(journal, keys[24])
+            change(journal, keys[1])
         return real(desk, key, asked)
 
-    acting(monkeypatch, meanwhile, "replay")
-    result = run("replay", *WHY, "--yes", code=3)
-    assert result.stdout == "replayed 24 of 25 invoices\n1 changed meanwhile, and left alone\n"
-    assert last_of(journal, keys[24]).data.get("reason") != "mapped"
+    acting(monkeypatch, meanwhile, verb)
+    result = run(verb, "--state", "held", *WHY, "--yes", code=3)
+    assert result.stdout == f"{done} 3 of 4 invoices\n1 changed meanwhile, and left alone\n"
+    assert last_of(journal, keys[1]).data.get("reason") != "mapped"
 
 
 def test_what_is_refused_is_told_with_its_reasons(
@@ -279,9 +286,8 @@ def test_what_is_refused_is_told_with_its_reasons(
     real = bulk.VERBS["replay"]
 
     def meanwhile(desk: Desk, key: InvoiceKey, asked: Asked) -> str:
-        if key == keys[0]:
-            parked(journal, keys[2])
-            parked(journal, keys[3])
+        if key in keys[2:]:
+            parked(journal, key)
         return real(desk, key, asked)
 
     acting(monkeypatch, meanwhile, "replay")

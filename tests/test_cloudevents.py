@@ -123,6 +123,10 @@ def test_what_is_no_json_is_refused(text: str) -> None:
     [
         ("{bad", "it is not JSON: Expecting property name enclosed in double quotes: column 2"),
         ('{"a": 1,\n "b": }', "it is not JSON: Expecting value: line 2, column 7"),
+        (
+            "\n\n {bad",
+            "it is not JSON: Expecting property name enclosed in double quotes: line 3, column 3",
+        ),
     ],
 )
 def test_what_is_no_json_is_told_with_its_place(text: str, told: str) -> None:

@@ -125,7 +125,7 @@ def test_an_interrupted_import_goes_on(place: Path, monkeypatch: pytest.MonkeyPa
         patched.setattr("worker.bookmarks._SECONDS_BETWEEN", 0)
         stopped = run("a.jsonl")
     assert stopped.exit_code == 1
-    told = "10000 stored, 0 known already, 0 refused; run the same command again; it goes on there"
+    told = "10000 stored, 0 known already, 0 refused; run the same command again, and it goes on"
     assert stopped.stdout == f"{told}\n"
     assert stored(place) == 10_000
     result = run("a.jsonl")
@@ -241,6 +241,29 @@ def test_a_store_that_was_restored_gets_what_it_lost(place: Path) -> None:
     (place / "backup.db").rename(place / "usage.db")
     assert run("a.jsonl").stdout == "200 stored, 100 known already, 0 refused\n"
     assert stored(place) == 300
+
+
+def test_a_lost_store_is_filled_though_the_next_run_is_stopped(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old mark is believed no more; what is told counts nothing that comes twice."""
+    (place / "a.jsonl").write_text(lines(0, 12_000))
+    run("a.jsonl")
+    for file in place.glob("usage.db*"):
+        file.unlink()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("worker.events_commands._store_all", stop)
+        told = run("a.jsonl").stdout
+    early = stored(place)
+    assert 0 < early < 12_000
+    assert told.startswith(f"{early} stored, 0 known already, 0 refused; run the same command")
+    expected = f"{12_000 - early} stored, {early} known already, 0 refused\n"
+    assert run("a.jsonl").stdout == expected
+    assert stored(place) == 12_000
 
 
 def test_a_mended_line_is_read(place: Path) -> None:

@@ -30,9 +30,10 @@ from worker.errors import (
 )
 from worker.journal.codec import canonical
 from worker.journal.sqlite import SqliteJournal
-from worker.ports import ChargeWrite, IssueWrite, Ports
+from worker.ports import Ports
 from worker.reconcile import hold, reconcile
-from worker.record import Entry, EntryKind, Exchange, History, InvoiceRow, Outcome, State
+from worker.record import Entry, EntryKind, History, InvoiceRow, Outcome, State
+from worker.writes import ChargeWrite, Exchange, IssueWrite
 
 
 @dataclass

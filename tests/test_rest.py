@@ -34,7 +34,7 @@ from worker.errors import (
 )
 from worker.platforms.billforward_wire import error_of
 from worker.platforms.rest import NotFound, RestClient, RestLimits
-from worker.record import Exchange
+from worker.writes import Exchange
 
 BASE = "https://bf.example/v1"
 URL = f"{BASE}/things"

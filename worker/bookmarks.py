@@ -43,14 +43,18 @@ class Bookmark:
         if time.monotonic() - self._kept_at >= _SECONDS_BETWEEN:
             self.keep()
 
+    def lift(self) -> None:
+        """Take the mark out of its file while it is in doubt; `keep` puts it back."""
+        self._place.unlink(missing_ok=True)
+
     def keep(self) -> None:
         """Write down what is stored."""
         self._kept_at = time.monotonic()
-        offset = self._stored
-        if offset <= self.offset or not self._take_in(offset):
-            return  # nothing new, or the file was cut meanwhile
-        self.last, self.offset = self.offset, offset
-        kept = {"offset": offset, "last": self.last, "sha256": self._read.hexdigest()}
+        if self._stored > self.offset and self._take_in(self._stored):
+            self.last, self.offset = self.offset, self._stored
+        if not self.offset:
+            return
+        kept = {"offset": self.offset, "last": self.last, "sha256": self._read.hexdigest()}
         self._place.parent.mkdir(parents=True, exist_ok=True)
         new = self._place.with_suffix(".new")
         new.write_text(json.dumps(kept))

@@ -19,8 +19,6 @@ from worker.errors import RecordInvalid
 from worker.overviews import Cursor, Filter, Listed
 from worker.record import State
 
-STEP = 20  # invoices that are read at once
-
 _TEXTS = ("platform", "cause", "component", "subscription", "account", "text")
 _MAY_BE = {
     "release": (State.HELD, State.PARKED),
@@ -33,7 +31,7 @@ VERBS: Mapping[str, Verb] = {"replay": actions.replay, "release": actions.releas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Many:
+class BulkRequest:
     """An act, the invoices it is for, and who asked for it."""
 
     verb: str
@@ -43,8 +41,8 @@ class Many:
     total: int
 
 
-class Became(StrEnum):
-    """What became of an invoice of many."""
+class BulkResult(StrEnum):
+    """What became of one of the invoices."""
 
     DONE = "done"
     REFUSED = "refused"
@@ -52,11 +50,11 @@ class Became(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Acted:
+class BulkItem:
     """What became of one invoice."""
 
     cursor: Cursor  # its place in the list
-    became: Became
+    became: BulkResult
     told: str = ""  # why it was refused, or a warning
 
 
@@ -72,20 +70,20 @@ def narrowed(verb: str, wanted: Filter) -> Filter:
     return replace(wanted, states=states)
 
 
-def acts(desk: Desk, many: Many, after: Cursor | None = None) -> Iterator[Acted]:
+def acts(desk: Desk, request: BulkRequest, after: Cursor | None = None) -> Iterator[BulkItem]:
     """Act on each invoice in turn, beyond a place in the list; say what became of it."""
-    while found := desk.journal.listed(many.wanted, STEP, after):
-        for listed in found:
-            yield _acted(desk, many, listed)
-        after = found[-1].cursor
+    # Read one by one: what is read long before its turn may have changed since.
+    while found := desk.journal.listed(request.wanted, 1, after):
+        yield _acted(desk, request, found[0])
+        after = found[0].cursor
 
 
-def record(desk: Desk, how: str, many: Many, run: str = "") -> None:
+def record(desk: Desk, how: str, request: BulkRequest, run: str = "") -> None:
     """Keep in the journal who asked, and for which invoices."""
-    words = urlencode(filter_json(many.wanted), doseq=True)
-    told = ", ".join(filter(None, (numbered(many.total), words, run)))
-    asked = Asked(many.asked.by, f"{many.asked.reason} ({told})")
-    desk.journal.record_act(desk.act(f"{how} {many.verb}", many.wanted.platform, asked))
+    words = urlencode(filter_json(request.wanted), doseq=True)
+    told = ", ".join(filter(None, (numbered(request.total), words, run)))
+    asked = Asked(request.asked.by, f"{request.asked.reason} ({told})")
+    desk.journal.record_act(desk.act(f"{how} {request.verb}", request.wanted.platform, asked))
 
 
 def filter_json(wanted: Filter) -> dict[str, str | list[str]]:
@@ -102,11 +100,11 @@ def numbered(number: int) -> str:
     return f"{number:,} invoice{'s' * (number != 1)}"
 
 
-def _acted(desk: Desk, many: Many, listed: Listed) -> Acted:
-    if listed.row.updated_at > many.as_of:
-        return Acted(listed.cursor, Became.PASSED)
+def _acted(desk: Desk, request: BulkRequest, listed: Listed) -> BulkItem:
+    if listed.row.updated_at > request.as_of:
+        return BulkItem(listed.cursor, BulkResult.PASSED)
     try:
-        warning = VERBS[many.verb](desk, listed.row.key, many.asked)
+        warning = VERBS[request.verb](desk, listed.row.key, request.asked)
     except (ActRefused, RecordInvalid) as refusal:
-        return Acted(listed.cursor, Became.REFUSED, str(refusal))
-    return Acted(listed.cursor, Became.DONE, warning)
+        return BulkItem(listed.cursor, BulkResult.REFUSED, str(refusal))
+    return BulkItem(listed.cursor, BulkResult.DONE, warning)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from worker.actions import Asked, Desk
-from worker.bulk import Became, Many, acts, filter_json, narrowed, numbered, record
+from worker.bulk import BulkRequest, BulkResult, acts, filter_json, narrowed, numbered, record
 from worker.errors import ReconcilerError
 from worker.invoice_commands import (
     NEEDS_ATTENTION,
@@ -33,7 +33,7 @@ from worker.wiring import configured
 
 _WORDS = {"replay": ("replaying", "replayed"), "release": ("releasing", "released")}
 
-Found = Counter[tuple[Became, str]]  # how many invoices this became of, and what was told
+Found = Counter[tuple[BulkResult, str]]  # how many invoices this became of, and what was told
 
 
 @click.group()
@@ -82,45 +82,47 @@ def _do(verb: str, wanted: Filter, reason: str, *, yes: bool, as_json: bool) -> 
         chosen = refusable(lambda: narrowed(verb, wanted))
         as_of = desk.now()
         total = journal.search(chosen, 1).total
-        many = Many(verb=verb, wanted=chosen, asked=Asked(user(), reason), as_of=as_of, total=total)
+        request = BulkRequest(
+            verb=verb, wanted=chosen, asked=Asked(user(), reason), as_of=as_of, total=total
+        )
         found, stopped, failure = Found(), False, None
-        if _meant(many, yes=yes):
-            record(desk, "bulk", many)
+        if _meant(request, yes=yes):
+            record(desk, "bulk", request)
             try:
-                stopped = _stopped(desk, many, found, shown=not as_json)
+                stopped = _acted_on(desk, request, found, shown=not as_json)
             except ReconcilerError as error:
                 failure = error
-    _tell(many, found, stopped=stopped or failure is not None, as_json=as_json)
+    _tell(request, found, stopped=stopped or failure is not None, as_json=as_json)
     if failure is not None:
         raise failure
-    if _number(found, Became.DONE) != many.total:
+    if _number(found, BulkResult.DONE) != request.total:
         sys.exit(NEEDS_ATTENTION)
 
 
-def _meant(many: Many, *, yes: bool) -> bool:
+def _meant(request: BulkRequest, *, yes: bool) -> bool:
     """Tell how many there are, and ask; False: there is none."""
-    states = ", ".join(many.wanted.states)
-    click.echo(f"{numbered(many.total)} to {many.verb}: only what is {states}", err=True)
-    if many.total and not yes:
+    states = ", ".join(request.wanted.states)
+    click.echo(f"{numbered(request.total)} to {request.verb}: only what is {states}", err=True)
+    if request.total and not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("nobody can be asked here whether it is meant: add --yes")
-        question = f"{many.verb.capitalize()} {numbered(many.total)}?"
+        question = f"{request.verb.capitalize()} {numbered(request.total)}?"
         click.confirm(question, abort=True, err=True)
-    return many.total > 0
+    return request.total > 0
 
 
-def _stopped(desk: Desk, many: Many, found: Found, *, shown: bool) -> bool:
+def _acted_on(desk: Desk, request: BulkRequest, found: Found, *, shown: bool) -> bool:
     """Act on one after the other; return whether Ctrl-C ended it."""
-    doing, _ = _WORDS[many.verb]
+    doing, _ = _WORDS[request.verb]
     with (
         _stoppable() as stop,
-        progress(f"{doing}, Ctrl-C stops", many.total, shown=shown) as advance,
+        progress(f"{doing}, Ctrl-C stops", request.total, shown=shown) as advance,
     ):
-        for one in acts(desk, many):
+        for one in acts(desk, request):
             found[one.became, one.told] += 1
             advance(found.total())
             if stop.is_set():
-                record(desk, "stop bulk", many)
+                record(desk, "stop bulk", request)
                 return True
     return False
 
@@ -141,23 +143,23 @@ def _stoppable() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _tell(many: Many, found: Found, *, stopped: bool, as_json: bool) -> None:
-    done = _number(found, Became.DONE)
-    refused = {told: n for (became, told), n in found.items() if became is Became.REFUSED}
-    rest = max(0, many.total - done - sum(refused.values()))
+def _tell(request: BulkRequest, found: Found, *, stopped: bool, as_json: bool) -> None:
+    done = _number(found, BulkResult.DONE)
+    refused = {told: n for (became, told), n in found.items() if became is BulkResult.REFUSED}
+    rest = max(0, request.total - done - sum(refused.values()))
     # what changed may also be out of the filter now, and was not met then
-    changed = min(_number(found, Became.PASSED), rest) if stopped else rest
+    changed = min(_number(found, BulkResult.PASSED), rest) if stopped else rest
     for became, told in found:
-        if became is Became.DONE and told:
+        if became is BulkResult.DONE and told:
             click.echo(told, err=True)
     if as_json:
         print_json(
             {
-                "act": f"bulk {many.verb}",
-                "by": many.asked.by,
-                "reason": many.asked.reason,
-                "filter": filter_json(many.wanted),
-                "invoices": many.total,
+                "act": f"bulk {request.verb}",
+                "by": request.asked.by,
+                "reason": request.asked.reason,
+                "filter": filter_json(request.wanted),
+                "invoices": request.total,
                 "done": done,
                 "refused": refused,
                 "changed_meanwhile": changed,
@@ -165,7 +167,7 @@ def _tell(many: Many, found: Found, *, stopped: bool, as_json: bool) -> None:
             }
         )
         return
-    click.echo(f"{_WORDS[many.verb][1]} {done:,} of {numbered(many.total)}")
+    click.echo(f"{_WORDS[request.verb][1]} {done:,} of {numbered(request.total)}")
     for told, number in refused.items():
         click.echo(f"{number:,} refused: {told}")
     if changed:
@@ -174,5 +176,5 @@ def _tell(many: Many, found: Found, *, stopped: bool, as_json: bool) -> None:
         click.echo(f"stopped: {rest - changed:,} left")
 
 
-def _number(found: Found, became: Became) -> int:
+def _number(found: Found, became: BulkResult) -> int:
     return sum(number for (what, _), number in found.items() if what is became)

@@ -38,8 +38,8 @@ def parsed_json(text: bytes | str) -> Any:
         if isinstance(text, bytes):
             encoding = "utf-8" if text.startswith(b'{"') else json.detect_encoding(text)
             text = text.decode(encoding, "surrogatepass")
-        text = text.strip(_BLANKS)
-        found, end = _JSON.raw_decode(text)
+        text = text.rstrip(_BLANKS)
+        found, end = _JSON.raw_decode(text, len(text) - len(text.lstrip(_BLANKS)))
     except RecursionError:
         raise EventRejected("the JSON is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -119,11 +119,15 @@ def _no_moment(text: str) -> str:
     return "is no date and time of RFC 3339"
 
 
-def quantity(value: Any) -> Decimal:
-    """Read an exact quantity: a whole or decimal number, or one in text.
+def quantity(value: Any, name: str) -> Decimal:
+    """Read an exact quantity: a whole or decimal number, or one in text; raise EventRejected."""
+    try:
+        return _exact(value)
+    except EventRejected as error:
+        raise EventRejected(f"{name} {error}") from None
 
-    Raise EventRejected, whose text goes on behind the quantity's name.
-    """
+
+def _exact(value: Any) -> Decimal:
     if isinstance(value, str):
         return _quantity_of_text(value)
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
@@ -186,12 +190,7 @@ def _quantity(event: Mapping[str, Any]) -> Decimal:
         return Decimal(1)
     if not isinstance(data, dict):
         raise EventRejected(_no_object(data, '"data" must be an object such as {"value": 3}'))
-    if "value" not in data:
-        return Decimal(1)
-    try:
-        return quantity(data["value"])
-    except EventRejected as error:
-        raise EventRejected(f"data.value {error}") from None
+    return quantity(data["value"], "data.value") if "value" in data else Decimal(1)
 
 
 def _no_object(value: Any, told: str) -> str:

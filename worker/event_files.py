@@ -170,12 +170,5 @@ def _event(row: Sequence[str], fields: Sequence[int], value_at: int | None) -> U
         subject=text_of(row[subject], "subject"),
         metric=text_of(row[metric], "type"),
         at=moment(row[time]),
-        quantity=_ONE if value_at is None else _quantity(row[value_at]),
+        quantity=_ONE if value_at is None else quantity(row[value_at], "value"),
     )
-
-
-def _quantity(text: str) -> Decimal:
-    try:
-        return quantity(text)
-    except EventRejected as error:
-        raise EventRejected(f"value {error}") from None

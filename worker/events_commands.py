@@ -33,13 +33,15 @@ class _Totals:
     unreadable: int = 0
     unfinished: int = 0
     told: int = 0
+    early: int = 0  # stored before the file was begun anew, in which they come once more
 
     @property
     def refused(self) -> int:
         return self.verdicts[Verdict.CONFLICT] + self.unreadable
 
     def __str__(self) -> str:
-        stored, known = self.verdicts[Verdict.STORED], self.verdicts[Verdict.DUPLICATE]
+        stored = self.verdicts[Verdict.STORED] + self.early
+        known = max(0, self.verdicts[Verdict.DUPLICATE] - self.early)
         return f"{stored} stored, {known} known already, {self.refused} refused"
 
     def tell(self, text: str) -> None:
@@ -89,6 +91,7 @@ def import_command(path: Path, kind: FileFormat | None, state_folder: Path) -> N
     with path.open("rb") as file, _garbage_seldom(), _told_when_stopped(totals):
         bookmark = Bookmark(state_folder, path, file, f"{kind} {store.place}")
         if bookmark.offset:
+            bookmark.lift()  # a stop between here and the first new mark shall begin anew
             _check(store, list(_last_batch(file, kind, bookmark)), bookmark, totals)
         try:
             batches = _batches(records(file, kind, bookmark.offset))
@@ -141,9 +144,7 @@ def _check(store: EventStore, batch: list[Record], bookmark: Bookmark, totals: _
         return
     click.echo("the store lacks what it had: reading the file from its start", err=True)
     bookmark.forget()
-    anew = sum(one is Verdict.STORED for one in verdicts)
-    totals.verdicts[Verdict.STORED] += anew
-    totals.verdicts[Verdict.DUPLICATE] -= anew  # as which they will come again
+    totals.early = verdicts.count(Verdict.STORED)
 
 
 def _store(store: EventStore, batch: list[Record], totals: _Totals) -> int:
@@ -178,7 +179,7 @@ def _told_when_stopped(totals: _Totals) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"{totals}; run the same command again; it goes on there")
+        click.echo(f"{totals}; run the same command again, and it goes on")
         raise
 
 

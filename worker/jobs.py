@@ -14,7 +14,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 from worker.causes import cause_of, quiet_cause_of
 from worker.domain import InvoiceKey
 from worker.errors import ConfigError, ReconcilerError
-from worker.logs import configure_logs
+from worker.logs import configure_logs, mask_also
 from worker.measured import close_source
 from worker.metrics import DECISIONS, DUPLICATES, RUN_SECONDS
 from worker.outcomes import exhausted
@@ -151,6 +151,8 @@ class CurrentService:
                 raise ConfigError([f"{told} these"])
         service = open_service(config, *((before.journal, before.measures) if before else ()))
         configure_logs(config.log.level, config.log.format, config.secrets)
+        if before is not None:
+            mask_also(before.config.secrets)  # its sources are still to be closed
         return service
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from worker.decision import Wait
 from worker.domain import Invoice, InvoiceState, Rules, UsageCharge, utc_text
 from worker.preview import Preview, preview_json
-from worker.record import BilledSpan, EntryKind, Exchange, Outcome, State
+from worker.record import BilledSpan, EntryKind, Outcome, State
+from worker.writes import Exchange
 
 _LONGEST_RETRY_AFTER = timedelta(hours=1)
 _JITTER = 0.25  # a delay is lengthened by up to this share, so that retries spread

@@ -21,7 +21,7 @@ from worker.domain import (
     UsageCharge,
     UsageQuery,
 )
-from worker.errors import ReconcilerError, Stopped
+from worker.errors import Stopped
 from worker.overviews import Cursor, Filter, Listed, Overview, Page, PreviousTally
 from worker.record import (
     Act,
@@ -29,40 +29,13 @@ from worker.record import (
     Broken,
     Claim,
     Entry,
-    Exchange,
     History,
     InvoiceRow,
     Outcome,
     Receipt,
     State,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChargeWrite:
-    """What became of writing one quantity.
-
-    `charge` is the platform's answer. Without it `error` says why: OutcomeUnknown where no
-    answer came and the write may yet be applied; after any other error a new listing shows what
-    stands on the charge for good.
-    """
-
-    charge_id: str
-    charge: UsageCharge | None = None
-    error: ReconcilerError | None = None
-    exchange: Exchange | None = None  # None: not sent, or another write of its request carries it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IssueWrite:
-    """What became of issuing; without the platform's answer `error` says why.
-
-    After OutcomeUnknown it may yet be issued; after any other error it was not.
-    """
-
-    invoice: Invoice | None = None
-    error: ReconcilerError | None = None
-    exchange: Exchange | None = None  # None: nothing was sent
+from worker.writes import ChargeWrite, IssueWrite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,21 +75,6 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "�" for c in text)
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """A request that was sent and what was answered, as text for a person; no credential.
-
-    Of a long text the first 400 characters, with its size. Each is made one printable line.
-    """
-
-    request: str
-    answer: str  # where none came, what is known instead
-
-    def __post_init__(self) -> None:
-        for name in ("request", "answer"):
-            object.__setattr__(self, name, one_line(getattr(self, name)))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a run left an invoice. The reason is made one printable line."""

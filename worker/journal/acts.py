@@ -56,11 +56,13 @@ def note(tx: Transaction, key: InvoiceKey, entry: Entry) -> bool:
 
 def pause(tx: Transaction, act: Act) -> None:
     """Let nobody claim; a platform that is paused already keeps its first act."""
-    tx.run(
-        "INSERT INTO pauses (platform, at, who, reason) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+    begun = tx.rows(
+        "INSERT INTO pauses (platform, at, who, reason) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING RETURNING platform",
         [act.platform, stamp(act.at), act.by, act.reason],
     )
-    record(tx, act)
+    if begun:
+        record(tx, act)
 
 
 def resume(tx: Transaction, act: Act) -> bool:

@@ -57,6 +57,7 @@ _FIRST_TABLES = (
     "CREATE INDEX invoices_by_account ON invoices (account_id)",
     f"""CREATE INDEX invoices_held ON invoices (cause, first_seen_at, platform, invoice_id)
         WHERE state = '{State.HELD}'""",
+    f"CREATE INDEX invoices_held_since ON invoices (updated_at) WHERE state = '{State.HELD}'",
     "CREATE INDEX invoices_issued ON invoices (issued_at) WHERE issued_at IS NOT NULL",
     f"""CREATE TABLE entries (
         platform TEXT NOT NULL, invoice_id TEXT NOT NULL, seq INTEGER NOT NULL,

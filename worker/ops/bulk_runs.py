@@ -24,7 +24,7 @@ from redis import RedisError
 from werkzeug.datastructures import MultiDict
 
 from worker.actions import Asked, Desk
-from worker.bulk import STEP, Became, Many, acts, record
+from worker.bulk import BulkRequest, BulkResult, acts, record
 from worker.domain import utc, utc_text
 from worker.errors import QueueUnavailable, ReconcilerError
 from worker.ops.filters import Params, read_query
@@ -34,6 +34,7 @@ from worker.overviews import Cursor
 RUNNING, STOPPED, DONE, FAILED = "running", "stopped", "done", "failed"
 _STATES = (RUNNING, STOPPED, DONE, FAILED)
 
+_STEP = 20  # invoices between two looks whether it goes on
 _DIGITS = 12  # more invoices than any journal has
 _KEPT = timedelta(days=7)
 _SILENT = timedelta(minutes=1)
@@ -66,9 +67,9 @@ class Bulk:
     note: str = ""  # why it failed, or what a person must know
 
     @property
-    def many(self) -> Many:
+    def request(self) -> BulkRequest:
         """Return what it does, and to which invoices."""
-        return Many(
+        return BulkRequest(
             verb=self.verb,
             wanted=read_query(MultiDict(self.params)).wanted,
             asked=self.asked,
@@ -140,7 +141,7 @@ class Bulks:
 
     def _record(self, how: str, bulk: Bulk) -> None:
         """Keep in the journal what Redis forgets."""
-        record(self._desk, how, bulk.many, f"run {bulk.id}")
+        record(self._desk, how, bulk.request, f"run {bulk.id}")
 
     def _run(self, bulk_id: str, runner: str) -> None:
         """Make steps until the list ends, somebody stops it, or another thread took it over."""
@@ -161,17 +162,17 @@ class Bulks:
 
     def _step(self, bulk: Bulk) -> dict[str, str]:
         """Act on the next invoices; return what to store of it."""
-        found = list(islice(acts(self._desk, bulk.many, bulk.after), STEP))
+        found = list(islice(acts(self._desk, bulk.request, bulk.after), _STEP))
         became = Counter(one.became for one in found)
-        warnings = [one.told for one in found if one.became is Became.DONE and one.told]
+        warnings = [one.told for one in found if one.became is BulkResult.DONE and one.told]
         numbers = {
-            "done": bulk.done + became[Became.DONE],
-            "refused": bulk.refused + became[Became.REFUSED],
-            "passed": bulk.passed + became[Became.PASSED],
+            "done": bulk.done + became[BulkResult.DONE],
+            "refused": bulk.refused + became[BulkResult.REFUSED],
+            "passed": bulk.passed + became[BulkResult.PASSED],
         }
         stored = {name: str(number) for name, number in numbers.items()}
         stored |= {"beat_at": utc_text(self._desk.now()), "note": [bulk.note, *warnings][-1]}
-        if len(found) < STEP:
+        if len(found) < _STEP:
             log.info("ops_bulk_done", bulk=bulk.id, by=bulk.asked.by, verb=bulk.verb, **numbers)
             return {**stored, "state": DONE}
         return {**stored, "after": str(found[-1].cursor)}

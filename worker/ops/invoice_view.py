@@ -10,8 +10,9 @@ from typing import Any
 from worker.domain import FrozenTally, Period
 from worker.ops.shown import share
 from worker.ports import Journal
-from worker.record import Broken, Entry, EntryKind, Exchange, History, State
+from worker.record import Broken, Entry, EntryKind, History, State
 from worker.story import charges_by_id, found_by, last_seen, quantities_before, told
+from worker.writes import Exchange
 
 _BAR_LENGTH = 140  # as in ops.css
 

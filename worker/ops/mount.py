@@ -13,9 +13,9 @@ from worker.config import Config
 from worker.errors import JournalUnavailable, QueueUnavailable, ReconcilerError
 from worker.ops import bulk, invoice, lists, login, overview, shown, sources
 from worker.ops.access import TOKEN_FIELD, Access
-from worker.ops.astray import PREFIX, closed
 from worker.ops.board import Board
-from worker.ops.shrunk import shrunk
+from worker.ops.compression import compressed
+from worker.ops.error_pages import PREFIX, closed
 from worker.ops.visits import open_visits, session_key
 
 RQ_URL = "/ops/rq/"
@@ -68,7 +68,7 @@ def mount(app: Flask, config: Config, board: Board) -> None:
     for rule, endpoint, view, method in _RULES:
         pages.add_url_rule(rule, endpoint, view, methods=[method])
     pages.register_error_handler(ReconcilerError, _failed)
-    pages.after_request(shrunk)
+    pages.after_request(compressed)
     app.jinja_env.globals |= _words(guard)
     app.register_blueprint(pages)
     app.after_request(closed)

@@ -32,8 +32,8 @@ from worker.errors import JournalUnavailable, QueueUnavailable
 from worker.http_edge import Refused
 from worker.ops import access, rq_requeue
 from worker.ops.access import Access, person
-from worker.ops.astray import asks_for_page
 from worker.ops.board import board
+from worker.ops.error_pages import asks_for_page
 from worker.ops.rq_look import PLACES, QUEUED, Json, Look
 from worker.ops.rq_pages import POLICY, favicon, name_scripts, rendered
 

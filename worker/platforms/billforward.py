@@ -29,8 +29,8 @@ from worker.errors import (
 from worker.platforms import billforward_settings as settings
 from worker.platforms import billforward_wire as wire
 from worker.platforms.rest import Heard, NotFound, RestClient, RestLimits
-from worker.ports import ChargeWrite, IssueWrite, RatePlan, Webhook
-from worker.record import Exchange
+from worker.ports import RatePlan, Webhook
+from worker.writes import ChargeWrite, Exchange, IssueWrite
 
 _PAGE = 200
 _MOST_PAGES = 100

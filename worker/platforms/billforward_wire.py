@@ -17,7 +17,7 @@ from typing import Any, Literal
 from worker.domain import Delivery, Invoice, InvoiceState, Period, UsageCharge
 from worker.errors import DeliveryRejected, PlatformAnswerInvalid
 from worker.platforms.rest import ErrorBody
-from worker.ports import ChargeWrite
+from worker.writes import ChargeWrite
 
 _ID = re.compile(r"(?:[A-Z]{3}-)?[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{8,12}")
 _LARGEST_WHOLE = 10**18

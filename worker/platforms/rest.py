@@ -39,7 +39,7 @@ from worker.errors import (
     PlatformUnavailable,
     TransientError,
 )
-from worker.record import Exchange
+from worker.writes import Exchange
 
 _MOST_ATTEMPTS = 4
 _TOO_SOON = (requests.codes.request_timeout, 425)  # the 4xx that say: send it again

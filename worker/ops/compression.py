@@ -9,7 +9,7 @@ from flask import Response, request
 ENDPOINT = "ops.invoice"  # the other pages repeat what was asked: their lengths would tell (BREACH)
 
 
-def shrunk(response: Response) -> Response:
+def compressed(response: Response) -> Response:
     """Compress the page where the browser takes that; of its request it repeats nothing."""
     if request.endpoint != ENDPOINT or response.status_code != 200:
         return response
