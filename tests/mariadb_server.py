@@ -40,7 +40,7 @@ class MariaDB:
         self._folder = folder
         utc = {"init_command": "SET time_zone = '+00:00'"}
         self._engine = sa.create_engine(self.url(), connect_args=utc)
-        self._start()
+        self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str = "") -> str:
         """Name a database, the way the configuration does."""
@@ -72,16 +72,18 @@ class MariaDB:
         try:
             yield
         finally:
-            self._start()
+            self.start()
 
     def stop(self) -> None:
-        """Stop the server; what it held is lost with its folder."""
+        """Stop the server, if it runs; what it held is lost with its folder."""
         self._engine.dispose()
-        self._process.terminate()
-        self._process.wait(30)
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(30)
         (self._folder / "socket").unlink(missing_ok=True)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the server and wait until it is up."""
         self._process = subprocess.Popen(
             [
                 *(self._program, "--no-defaults", "--user=root", *_SETTINGS),
@@ -107,9 +109,10 @@ def mariadb() -> Iterator[MariaDB]:
     # Not pytest's own folder, whose path can be too long for a socket.
     folder = Path(tempfile.mkdtemp(prefix="reconciler-mariadb-"))
     (folder / "data").mkdir()
+    server = MariaDB(_PROGRAM, folder)
     try:
-        server = MariaDB(_PROGRAM, folder)
+        server.start()
         yield server
-        server.stop()
     finally:
+        server.stop()
         shutil.rmtree(folder)

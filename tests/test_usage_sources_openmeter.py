@@ -18,7 +18,7 @@ from usage_sources.contract import event as used
 from usage_sources.contract import query as asking
 from usage_sources.openmeter import OpenMeterSource
 from usage_sources.openmeter.api import FirstApi, Meter, MeterApi, Question, ThirdApi
-from usage_sources.web import Deadline, WebApi
+from usage_sources.web import Credentials, Deadline, WebApi
 from worker.domain import Aggregation, Period, Tally, UsageQuery
 from worker.errors import SourceInvalid, SourceUnavailable
 
@@ -521,7 +521,9 @@ def test_every_request_keeps_the_deadline(
     server: Serving, kind: Callable[[WebApi], MeterApi]
 ) -> None:
     """Once a count's time is up, none of its requests is sent, whichever comes next."""
-    web = WebApi(server.url, kind="openmeter", timeout_seconds=60, headers={})
+    web = WebApi(
+        server.url, kind="openmeter", timeout_seconds=60, credentials=Credentials(headers={})
+    )
     api, over = kind(web), Deadline(0)
     meter = Meter(id="M", name="calls", aggregation="count", columns=frozenset(), since=None)
     for ask in (

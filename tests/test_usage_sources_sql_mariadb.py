@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
 from mariadb_server import MariaDB, mariadb
+from sql_on_a_server import EpochDecimal, EpochMicroseconds, OnServer, Write, own_statements
 from test_usage_sources_sql import TABLE, ask
 
 from usage_sources.contract import (
     JUNE,
     MIDNIGHT,
     UsageEvent,
-    UsageSourceContract,
     close,
     event,
     query,
 )
-from usage_sources.reading import microseconds
 from usage_sources.sql import SqlSource
 from worker.domain import Aggregation
 from worker.errors import SourceInvalid, SourceUnavailable
 
 __all__ = ["mariadb"]  # a fixture
 
-Write = Callable[[datetime], object]
 NAIVE = {"time_format": "native", "naive_times": "utc"}
 
 
@@ -87,28 +83,15 @@ def shared(mariadb: MariaDB) -> Iterator[Place]:
         yield Place(mariadb, name)
 
 
-class OnMariaDB(UsageSourceContract):
-    """What the classes below share."""
+class OnMariaDB(OnServer):
+    """The contract on MariaDB."""
 
-    time: ClassVar[str] = "datetime(6)"
-    names: ClassVar[str] = "text"
-    settings: ClassVar[dict[str, Any]] = {}
-
-    @pytest.fixture(autouse=True)
-    def _prepared(self, shared: Place) -> Iterator[None]:
-        self.place = shared
-        with ExitStack() as stack:
-            self.stack = stack  # what is undone after the test
-            yield
+    time = "datetime(6)"
+    place: Place
 
     def written(self, at: datetime) -> object:
-        """Write a time as the column has it."""
+        """Write UTC without saying so."""
         return without_zone(at)
-
-    def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
-        """Store the events in a new table."""
-        self.place.store(events, self.time, self.written, self.names)
-        return self.place.source(**self.settings)
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket.socket:ResourceWarning")
@@ -141,7 +124,10 @@ class TestTimestamp(OnMariaDB):
 class TestOtherCharacterSet(OnMariaDB):
     """Names in another character set than the connection's."""
 
-    names = "text CHARACTER SET utf16 COLLATE utf16_general_ci"
+    def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
+        """Store the events in a new table."""
+        self.place.store(events, names="text CHARACTER SET utf16 COLLATE utf16_general_ci")
+        return self.place.source()
 
     def source_slow(self, tmp_path: Path) -> SqlSource:
         """Count in a view that takes its time."""
@@ -151,27 +137,12 @@ class TestOtherCharacterSet(OnMariaDB):
         return place.source(table="slow", timeout_seconds=1.0)
 
 
-class TestEpochMicroseconds(OnMariaDB):
-    """Times as whole microseconds."""
-
-    time = "bigint"
-    settings: ClassVar[dict[str, Any]] = {"time_format": "epoch_microseconds"}
-
-    def written(self, at: datetime) -> object:
-        """Write an integer."""
-        return microseconds(at)
+class TestEpochMicroseconds(EpochMicroseconds):
+    """Times as BIGINT."""
 
 
-class TestEpochDecimal(OnMariaDB):
-    """Times as decimal milliseconds."""
-
-    time = "decimal(20, 3)"
-    settings: ClassVar[dict[str, Any]] = {"time_format": "epoch_milliseconds"}
-    resolution = timedelta(milliseconds=1)
-
-    def written(self, at: datetime) -> object:
-        """Write a decimal."""
-        return Decimal(microseconds(at)) / 1_000
+class TestEpochDecimal(EpochDecimal):
+    """Times as DECIMAL."""
 
 
 class TestStatement(OnMariaDB):
@@ -179,18 +150,7 @@ class TestStatement(OnMariaDB):
 
     aggregations = frozenset({Aggregation.SUM})
     filters = False
-    settings: ClassVar[dict[str, Any]] = dict.fromkeys(TABLE) | {
-        **NAIVE,
-        "query": """
-            SELECT subject_id AS subject, metric, count(*) AS events,
-                CASE WHEN count(quantity) = count(*) THEN sum(quantity) END AS value
-            FROM `usage` WHERE subject_id IN :subjects AND metric IN :metrics
-                AND created_at >= :start AND created_at < :end
-            GROUP BY subject_id, metric""",
-        "known_subjects_query": "SELECT DISTINCT subject_id FROM `usage`"
-        " WHERE subject_id IN :subjects",
-        "known_metrics_query": "SELECT DISTINCT metric FROM `usage`",
-    }
+    settings: ClassVar[dict[str, Any]] = own_statements("`usage`")
 
 
 class TestOneAtATime(TestStatement):
@@ -241,11 +201,79 @@ def test_nobody_is_billed_the_usage_of_a_name_that_looks_alike(
     close(source)
 
 
-def test_names_in_bytes_are_read_as_utf8(place: Place) -> None:
-    """A VARBINARY column holds the names that its bytes spell in UTF-8."""
-    place.store([event(MIDNIGHT, subject=name) for name in ("Á", "á", "Á")], names="varbinary(9)")
+@pytest.mark.parametrize(
+    ("one", "other", "collation"),
+    [
+        ("mas", "maß", "utf8mb4_general_ci"),
+        ("T-😀", "T-😁", "utf8mb4_general_ci"),
+        ("Soren", "Søren", "utf8mb4_unicode_520_ci"),
+        ("Caesar", "Cæsar", "utf8mb4_unicode_520_ci"),
+        ("ab", "a\xadb", "utf8mb4_uca1400_ai_ci"),
+    ],
+)
+def test_names_asked_together_are_counted_apart(
+    place: Place, one: str, other: str, collation: str
+) -> None:
+    """A GROUP BY that takes two subjects or two metrics for one adds up neither's usage."""
+    names = f"varchar(40) COLLATE {collation}"
+    place.store([event(MIDNIGHT, subject=name) for name in (one, other, other)], names=names)
+    (merged,) = place.run("SELECT count(*) FROM `usage` GROUP BY subject_id")
+    assert merged == (3,), "this collation tells them apart"
+    source = place.source(**TestStatement.settings)
+    asked = [query(each, subject=each, aggregation=Aggregation.SUM) for each in (one, other)]
+    assert [tally.value for tally in source.count(asked)] == [1, 2]
+    close(source)
+    place.store([event(MIDNIGHT, metric=name) for name in (one, other, other)], names=names)
+    source = place.source(**TestStatement.settings | {"known_metrics_query": None})
+    asked = [query(each, metric=each, aggregation=Aggregation.SUM) for each in (one, other)]
+    assert [tally.value for tally in source.count(asked)] == [1, 2]
+    close(source)
+
+
+def test_a_name_is_not_billed_the_number_that_it_begins_with(place: Place) -> None:
+    """A statement that compares a number with names counts 7's usage for 7, and not for 7abc."""
+    place.store([event(MIDNIGHT, subject="7")], names="text")
+    place.run("ALTER TABLE `usage` MODIFY subject_id integer")
+    source = place.source(**TestOneAtATime.settings)
+    asked = [ask(source, Aggregation.SUM, subject=name) for name in ("7", "7abc", "07")]
+    assert asked == [1, None, None]
+    close(source)
+
+
+@pytest.mark.parametrize("setting", ["subject_column", "metric_column"])
+@pytest.mark.parametrize("kind", ["varbinary(9)", "binary(9)", "blob", "tinyblob", "bit(8)"])
+def test_names_in_bytes_are_refused(place: Place, setting: str, kind: str) -> None:
+    """Bytes need not be text, so that a view must say which; the refusal says so."""
+    place.store([event(MIDNIGHT)])
+    place.run(f"ALTER TABLE `usage` ADD name {kind}")
+    source = place.source(**{setting: "name"})
+    with pytest.raises(SourceInvalid, match=r"name is .* make a view that converts it"):
+        ask(source)
+    close(source)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("varbinary(16)", [f"INET6_ATON('192.168.0.{n}')" for n in (200, 201, 202)]),
+        ("binary(4)", ["x'fffefdfc'", "x'fffefdfd'", "x'80'"]),
+        ("bit(16)", ["b'1000000010000000'", "b'1000000010000001'", "b'1111111111111111'"]),
+        ("float", ["16777214", "16777215", "16777216"]),
+        ("double", ["0.1", "0.10000000000000002", "0.3"]),
+        ("datetime(6)", ["'2024-05-01'", "'2024-05-01 00:00:00.000001'", "'2024-05-02'"]),
+        ("decimal(20, 2)", ["1", "1.01", "2"]),
+        ("varchar(9)", ["'a'", "'A'", "'á'"]),
+    ],
+)
+def test_unique_counts_every_different_value(place: Place, kind: str, values: list[str]) -> None:
+    """Values of any type are told apart as they are, and the same one counts once."""
+    place.store([])
+    place.run(f"ALTER TABLE `usage` MODIFY visitor {kind}")
+    at = [{"at": without_zone(MIDNIGHT)}]
+    for value in (*values, values[0]):
+        place.run(f"INSERT INTO `usage` VALUES ('S-1', 'calls', :at, 1, {value}, 'eu')", at)
     source = place.source()
-    assert [ask(source, subject=each) for each in ("Á", "á", "A")] == [2, 1, None]
+    assert ask(source, Aggregation.UNIQUE) == 3
     close(source)
 
 
@@ -387,3 +415,15 @@ def test_only_what_can_pass_is_to_be_tried_again(place: Place) -> None:
         with pytest.raises(error, match=told):
             ask(source, subject="nobody")
         close(source)
+
+
+@pytest.mark.parametrize("code", [1130, 1412, 3032, 9001])
+def test_an_error_of_the_server_that_passes_is_to_be_tried_again(place: Place, code: int) -> None:
+    """A table that was just altered, a server or proxy that lets nobody in for now: all pass."""
+    place.store([event(MIDNIGHT)])
+    signal = f"SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'for now'"
+    known = f"BEGIN NOT ATOMIC IF 'nobody' IN :subjects THEN {signal}; END IF; END"
+    source = place.source(known_subjects_query=known)
+    with pytest.raises(SourceUnavailable, match="for now"):
+        ask(source, subject="nobody")
+    close(source)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 import psycopg
 import pytest
 from postgres import Server
+from sql_on_a_server import EpochDecimal, EpochMicroseconds, OnServer, Write, own_statements
 from test_usage_sources_sql import TABLE, ask
 
 from usage_sources.contract import (
@@ -19,7 +19,6 @@ from usage_sources.contract import (
     MAY,
     MIDNIGHT,
     UsageEvent,
-    UsageSourceContract,
     close,
     event,
     query,
@@ -28,8 +27,6 @@ from usage_sources.reading import microseconds
 from usage_sources.sql import SqlSource
 from worker.domain import Aggregation
 from worker.errors import SourceInvalid, SourceUnavailable
-
-Write = Callable[[datetime], object]
 
 
 class Place:
@@ -43,7 +40,7 @@ class Place:
     def store(
         self,
         events: Sequence[UsageEvent],
-        columns: str = "created_at timestamptz",
+        time: str = "timestamptz",
         written: Write = lambda at: at,
     ) -> None:
         """Replace the table `usage` by one of these events."""
@@ -51,7 +48,7 @@ class Place:
             connection.execute("DROP TABLE IF EXISTS usage CASCADE")
             connection.execute(
                 "CREATE TABLE usage (subject_id text, metric text, quantity numeric,"
-                f" visitor text, region text, {columns})".encode()
+                f" visitor text, region text, created_at {time})".encode()
             )
             rows = [
                 (e.subject, e.metric, e.quantity, e.unique, e.region, written(e.at)) for e in events
@@ -76,27 +73,11 @@ def shared(postgres: Server) -> Iterator[Place]:
         yield Place(postgres, name)
 
 
-class OnPostgres(UsageSourceContract):
-    """What the classes below share."""
+class OnPostgres(OnServer):
+    """The contract on PostgreSQL."""
 
-    columns: ClassVar[str] = "created_at timestamptz"
-    settings: ClassVar[dict[str, Any]] = {}
-
-    @pytest.fixture(autouse=True)
-    def _prepared(self, shared: Place) -> Iterator[None]:
-        self.place = shared
-        with ExitStack() as stack:
-            self.stack = stack  # what is undone after the test
-            yield
-
-    def written(self, at: datetime) -> object:
-        """Write a time as the column has it."""
-        return at
-
-    def source_with(self, events: Sequence[UsageEvent], tmp_path: Path) -> SqlSource:
-        """Store the events in a new table."""
-        self.place.store(events, self.columns, self.written)
-        return self.place.source(**self.settings)
+    time = "timestamptz"
+    place: Place
 
 
 class TestNative(OnPostgres):
@@ -121,7 +102,7 @@ class TestNative(OnPostgres):
 class TestNativeWithoutZone(OnPostgres):
     """Times as timestamps that are said to be UTC."""
 
-    columns = "created_at timestamp"
+    time = "timestamp"
     settings: ClassVar[dict[str, Any]] = {"naive_times": "utc"}
 
     def written(self, at: datetime) -> object:
@@ -131,7 +112,7 @@ class TestNativeWithoutZone(OnPostgres):
     def source_slow(self, tmp_path: Path) -> SqlSource:
         """Count in a view that takes its time."""
         place = self.place
-        place.store([event(MIDNIGHT)], self.columns, self.written)
+        place.store([event(MIDNIGHT)], self.time, self.written)
         place.run("CREATE VIEW slow AS SELECT usage.* FROM usage, pg_sleep(5)")
         return place.source(table="slow", timeout_seconds=1.0, **self.settings)
 
@@ -140,7 +121,7 @@ class TestEpochSeconds(OnPostgres):
     """Times as whole seconds."""
 
     resolution = timedelta(seconds=1)
-    columns = "created_at bigint"
+    time = "bigint"
     settings: ClassVar[dict[str, Any]] = {"time_format": "epoch_seconds"}
 
     def written(self, at: datetime) -> object:
@@ -148,28 +129,14 @@ class TestEpochSeconds(OnPostgres):
         return microseconds(at) // 1_000_000
 
 
-class TestEpochMilliseconds(OnPostgres):
-    """Times as milliseconds with decimals."""
+class TestEpochMilliseconds(EpochDecimal):
+    """Times as NUMERIC without digits."""
 
-    columns = "created_at numeric"
-    settings: ClassVar[dict[str, Any]] = {"time_format": "epoch_milliseconds"}
-
-    resolution = timedelta(milliseconds=1)
-
-    def written(self, at: datetime) -> object:
-        """Write a decimal."""
-        return Decimal(microseconds(at)) / 1_000
+    time = "numeric"
 
 
-class TestEpochMicroseconds(OnPostgres):
-    """Times as whole microseconds."""
-
-    columns = "created_at bigint"
-    settings: ClassVar[dict[str, Any]] = {"time_format": "epoch_microseconds"}
-
-    def written(self, at: datetime) -> object:
-        """Write an integer."""
-        return microseconds(at)
+class TestEpochMicroseconds(EpochMicroseconds):
+    """Times as bigint."""
 
 
 class TestStatement(OnPostgres):
@@ -177,18 +144,7 @@ class TestStatement(OnPostgres):
 
     aggregations = frozenset({Aggregation.SUM})
     filters = False
-    settings: ClassVar[dict[str, Any]] = dict.fromkeys(TABLE) | {
-        "time_format": "native",
-        "query": """
-            SELECT subject_id AS subject, metric, count(*) AS events,
-                CASE WHEN count(quantity) = count(*) THEN sum(quantity) END AS value
-            FROM usage WHERE subject_id IN :subjects AND metric IN :metrics
-                AND created_at >= :start AND created_at < :end
-            GROUP BY subject_id, metric""",
-        "known_subjects_query": "SELECT DISTINCT subject_id FROM usage"
-        " WHERE subject_id IN :subjects",
-        "known_metrics_query": "SELECT DISTINCT metric FROM usage",
-    }
+    settings: ClassVar[dict[str, Any]] = own_statements("usage")
 
 
 @pytest.fixture

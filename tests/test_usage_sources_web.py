@@ -26,6 +26,7 @@ from usage_server import Asked, Reply, Serving, nobody, serving, talking
 
 import usage_sources.web
 from usage_sources.web import (
+    Credentials,
     Deadline,
     NotThere,
     Refused,
@@ -59,8 +60,7 @@ def client(url: str, seconds: float = 5) -> WebApi:
         url,
         kind="thing",
         timeout_seconds=seconds,
-        headers={"Authorization": "Bearer s3cr3t"},
-        secrets=[SECRET, ""],
+        credentials=Credentials(headers={"Authorization": "Bearer s3cr3t"}, secrets=[SECRET, ""]),
     )
 
 
@@ -521,7 +521,7 @@ class TestAddresses:
                 running.url,
                 kind="thing",
                 timeout_seconds=5,
-                headers={},
+                credentials=Credentials(headers={}),
                 ca_file=str(certificate),
             )
             assert trusting.get("/x") == {"a": 1}

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
@@ -20,8 +21,10 @@ import requests
 from urllib3.exceptions import TimeoutError as ConnectionTooSlow
 
 from worker.errors import SourceInvalid, SourceUnavailable
+from worker.overrides import variable
 
 Query = Sequence[tuple[str, str]]
+_Outcomes = SimpleQueue["_Response | Exception"]
 
 _MOST_BYTES = 16 * 1024 * 1024  # of an answer, also after unpacking it
 _LATER = (408, 425, 429)  # besides every 5xx
@@ -54,12 +57,20 @@ class NotThere(Refused):
     """The API has nothing at this address."""
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Credentials:
+    """What proves who asks; `secrets` never show in our texts, also when the API repeats them."""
+
+    headers: Mapping[str, str]
+    secrets: Sequence[str] = ()
+    set_by: tuple[str, str] = ("", "")  # the source's name, if it has one, and its setting
+
+
 class WebApi:
     """A base URL and what proves who asks; keeps its connections between calls.
 
-    Numbers with a point are read as Decimal. What is called by the same name twice in one object
-    is refused, for one of the two would be lost. `secrets` never show in a text of ours, also
-    when the API repeats them. No redirect is followed, and no proxy, cookie or .netrc is used.
+    Numbers with a point are read as Decimal. A name that stands twice in one object is refused,
+    for one would be lost. No redirect is followed, and no proxy, cookie or .netrc is used.
     """
 
     def __init__(
@@ -68,23 +79,21 @@ class WebApi:
         *,
         kind: str,
         timeout_seconds: float,
-        headers: Mapping[str, str],
-        secrets: Sequence[str] = (),
+        credentials: Credentials,
         ca_file: str | None = None,
     ) -> None:
-        parts = check_base_url(base_url)
-        self.place = f"{kind} {parts}"
-        self.mend = ""  # what follows where our credentials were refused: how to set others
-        self._base_url = parts
+        self._base_url = check_base_url(base_url)
+        self.place = f"{kind} {self._base_url}"
         self._timeout = timeout_seconds
-        self._secrets = _spellings(secrets)
+        self._secrets = _spellings(credentials.secrets)
+        mend = f"; put the right one into {variable('usage_sources', *credentials.set_by)}"
+        self._mend = mend if credentials.set_by[0] else ""
         self._session = requests.Session()
         self._session.trust_env = False  # no .netrc, no proxy that nobody configured here
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        if ca_file is not None:
-            self._session.verify = ca_file
+        self._session.verify = ca_file or True
         asking = {"Accept": "application/json", "Accept-Encoding": "gzip"}
-        self._session.headers.update({**asking, **headers})
+        self._session.headers.update({**asking, **credentials.headers})
 
     def url(self, path: str, query: Query = ()) -> str:
         """Return the address of a path that is percent-encoded; the query is encoded here."""
@@ -143,19 +152,14 @@ class WebApi:
         """
         if not deadline.left():
             return None
-        outcomes: SimpleQueue[_Response | Exception] = SimpleQueue()
+        outcomes: _Outcomes = SimpleQueue()
         Thread(target=self._send, args=(request, deadline, outcomes), daemon=True).start()
         try:
             return outcomes.get(timeout=deadline.left())
         except Empty:
             return None
 
-    def _send(
-        self,
-        request: _Request,
-        deadline: Deadline,
-        outcomes: SimpleQueue[_Response | Exception],
-    ) -> None:
+    def _send(self, request: _Request, deadline: Deadline, outcomes: _Outcomes) -> None:
         try:
             with self._session.request(
                 request.method,
@@ -179,7 +183,7 @@ class WebApi:
     def _answer(self, what: str, response: _Response) -> Any:
         status = response.status
         if status in _CREDENTIALS:
-            raise SourceUnavailable(f"{what}: {status}, it refused our credentials{self.mend}")
+            raise SourceUnavailable(f"{what}: {status}, it refused our credentials{self._mend}")
         if status == requests.codes.ok and not response.content:
             raise SourceUnavailable(f"{what}: an empty answer")
         if status == requests.codes.ok:
@@ -192,9 +196,8 @@ class WebApi:
         if status >= requests.codes.bad_request:
             raise Refused(said, status)
         if status >= requests.codes.multiple_choices:
-            raise SourceInvalid(
-                f"{what}: {status}, a redirect, is not followed; is base_url right?"
-            )
+            told = f"{status}, a redirect, is not followed; is base_url right?"
+            raise SourceInvalid(f"{what}: {told}")
         raise SourceInvalid(f"{what}: {status} is no answer to a question")
 
     def _parsed(self, what: str, content: bytes) -> Any:
@@ -254,9 +257,8 @@ def check_base_url(url: str) -> str:
 def check_header(setting: str, value: str) -> None:
     """Raise ValueError, without the value, unless an HTTP header can carry it as it is."""
     if not _is_plain(value, besides=" ") or value != value.strip():
-        raise ValueError(
-            f"{setting} may hold printable ASCII characters only, and no space at either end"
-        )
+        must = "may hold printable ASCII characters only, and no space at either end"
+        raise ValueError(f"{setting} {must}")
 
 
 def path_segment(value: str) -> str:
@@ -296,16 +298,14 @@ def _spellings(secrets: Sequence[str]) -> list[str]:
 
 def _content(response: requests.Response, deadline: Deadline) -> bytes:
     """Read the body up to the deadline and a bound on its size, and unpack it within the same."""
-    parts: list[bytes] = []
-    size = 0
+    content = bytearray()
     while part := response.raw.read1(65536, decode_content=False):
-        parts.append(part)
-        size += len(part)
-        if size > _MOST_BYTES:
+        content += part
+        if len(content) > _MOST_BYTES:
             raise _Unreadable(f"the answer is larger than {_MOST_BYTES} bytes")
         if not deadline.left():
             raise requests.Timeout
-    return _unpacked(b"".join(parts), response.headers.get("Content-Encoding", "").strip().lower())
+    return _unpacked(bytes(content), response.headers.get("Content-Encoding", "").strip().lower())
 
 
 def _unpacked(content: bytes, encoding: str) -> bytes:

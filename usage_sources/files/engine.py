@@ -63,7 +63,7 @@ class S3Access:
             "SESSION_TOKEN": self.session_token,
             "REGION": self.region,
             "ENDPOINT": self.endpoint,
-            # Amazon's alone has a host name for each bucket.
+            # A store of one's own, as MinIO, seldom has a host name for each bucket.
             "URL_STYLE": "path" if self.endpoint else None,
         }
         said = [f"{name} {literal(value)}" for name, value in given.items() if value]

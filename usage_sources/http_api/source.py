@@ -19,10 +19,9 @@ from usage_sources.http_api.text import (
     values_of,
 )
 from usage_sources.reading import digest, lagging, no_metrics_apart, shown
-from usage_sources.web import Deadline, Refused, WebApi, check_base_url, check_header
+from usage_sources.web import Credentials, Deadline, Refused, WebApi, check_base_url, check_header
 from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery, utc_text
 from worker.errors import SourceInvalid
-from worker.overrides import variable
 
 _NO_ANSWER_ABOUT_A_SUBJECT = (401, 403, 408, 425, 429)
 _ADDED_UP = frozenset({Aggregation.COUNT, Aggregation.SUM})
@@ -224,18 +223,17 @@ class HttpSource:
             secrets.append(pair)
         elif self.token:
             headers[self.auth_header] = f"{self.auth_prefix} {self.token}".strip()
-        web = WebApi(
+        return WebApi(
             self.base_url,
             kind="http",
             timeout_seconds=self.timeout_seconds,
-            headers=headers,
-            secrets=secrets,
+            credentials=Credentials(
+                headers=headers,
+                secrets=secrets,
+                set_by=(self.name, "password" if self.username else "token"),
+            ),
             ca_file=self.ca_file,
         )
-        if self.name:
-            setting = "password" if self.username else "token"
-            web.mend = f"; put the right one into {variable('usage_sources', self.name, setting)}"
-        return web
 
     @cached_property
     def _shape(self) -> Shape:

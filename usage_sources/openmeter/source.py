@@ -19,10 +19,9 @@ from usage_sources.openmeter.api import (
     grouped_subjects,
 )
 from usage_sources.reading import digest, lagging, nothing_used, shown
-from usage_sources.web import Deadline, WebApi, check_base_url, check_header
+from usage_sources.web import Credentials, Deadline, WebApi, check_base_url, check_header
 from worker.domain import Aggregation, Evidence, Period, Tally, UsageQuery, utc_text
 from worker.errors import SourceInvalid
-from worker.overrides import variable
 
 _SUBJECTS_AT_ONCE = 100  # what the first API takes in one query
 _FIRST_INEXACT = 2**53  # from here on, a 64-bit float leaves whole numbers out
@@ -112,17 +111,17 @@ class OpenMeterSource:
 
     @cached_property
     def _web(self) -> WebApi:
-        web = WebApi(
+        return WebApi(
             self.base_url,
             kind="openmeter",
             timeout_seconds=self.timeout_seconds,
-            headers={"Authorization": f"Bearer {self.token}"} if self.token else {},
-            secrets=[self.token],
+            credentials=Credentials(
+                headers={"Authorization": f"Bearer {self.token}"} if self.token else {},
+                secrets=[self.token],
+                set_by=(self.name, "token"),
+            ),
             ca_file=self.ca_file,
         )
-        if self.name:
-            web.mend = f"; put the right one into {variable('usage_sources', self.name, 'token')}"
-        return web
 
     @cached_property
     def _api(self) -> MeterApi:

@@ -14,9 +14,8 @@ from usage_sources.prometheus.api import PrometheusApi, is_label
 from usage_sources.prometheus.counting import Counted, Counting, Manner, check_query
 from usage_sources.prometheus.tracks import EndedSeries, NewSeries
 from usage_sources.reading import digest, lagging, shown
-from usage_sources.web import Deadline, WebApi, check_base_url, check_header
+from usage_sources.web import Credentials, Deadline, WebApi, check_base_url, check_header
 from worker.domain import Evidence, Tally, UsageQuery, utc_text
-from worker.overrides import variable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,18 +128,17 @@ class PrometheusSource:
         elif self.username is not None:
             basic = b64encode(f"{self.username}:{self.password}".encode()).decode()
             headers = {"Authorization": f"Basic {basic}"}
-        web = WebApi(
+        return WebApi(
             self.base_url,
             kind="prometheus",
             timeout_seconds=self.timeout_seconds,
-            headers=headers,
-            secrets=[self.token, self.password, basic],
+            credentials=Credentials(
+                headers=headers,
+                secrets=[self.token, self.password, basic],
+                set_by=(self.name, "password" if self.username is not None else "token"),
+            ),
             ca_file=self.ca_file,
         )
-        if self.name:
-            setting = "password" if self.username is not None else "token"
-            web.mend = f"; put the right one into {variable('usage_sources', self.name, setting)}"
-        return web
 
     @cached_property
     def _manner(self) -> Manner:

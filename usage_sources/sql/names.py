@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import sqlalchemy as sa
 
 from usage_sources.reading import nearest, shown
+from usage_sources.sql import mysql
 from usage_sources.sql.database import Database
 from usage_sources.sql.keys import name_type
 
@@ -35,12 +36,17 @@ class SubjectsReader:
         subjects = sa.bindparam("subjects", expanding=True, type_=kind)
         self._database = database
         self._statement = statement_of(text).bindparams(subjects)
+        self._one_by_one = database.dialect_name in mysql.DIALECTS  # whose DISTINCT merges names
 
     def known(self, connection: sa.Connection, subjects: Iterable[str]) -> frozenset[str]:
         """Return those subjects that the statement's first column names."""
         asked = sorted(subjects)
-        rows = self._database.rows(connection, self._statement, {"subjects": asked})[1]
-        return frozenset(str(row[0]) for row in rows) & frozenset(asked)
+        lists = [[name] for name in asked] if self._one_by_one else [asked]
+        return frozenset().union(*(self._among(connection, names) for names in lists))
+
+    def _among(self, connection: sa.Connection, names: list[str]) -> frozenset[str]:
+        rows = self._database.rows(connection, self._statement, {"subjects": names})[1]
+        return frozenset(str(row[0]) for row in rows) & frozenset(names)
 
 
 class MetricsReader:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import sqlalchemy as sa
 from sqlalchemy import exc as sa_exc
+from sqlalchemy.dialects import mysql as mysql_types
 
 from usage_sources.reading import nearest
 from usage_sources.sql import mysql
@@ -13,6 +14,12 @@ from usage_sources.sql.database import Database
 from usage_sources.sql.keys import Type
 from usage_sources.sql.statements import Columns
 from worker.errors import SourceInvalid
+
+# What MySQL keeps as bytes, which need not be text.
+_BYTES = (
+    *(sa.LargeBinary, sa.BINARY, sa.VARBINARY, mysql_types.BIT),
+    *(mysql_types.TINYBLOB, mysql_types.MEDIUMBLOB, mysql_types.LONGBLOB),
+)
 
 
 def column_types(
@@ -43,6 +50,9 @@ def column_types(
 def checked(columns: Columns, types: dict[str, Type], database: Database) -> Columns:
     """Return the columns with what their types say of zones; raise where a type cannot be right."""
     place = f"{database.place} table {columns.table}"
+    if database.dialect_name in mysql.DIALECTS:
+        for name in filter(None, (columns.subject, columns.metric)):
+            _check_text(place, name, types[name])
     kind = types[columns.time]
     time = f"{place}: {columns.time} is {kind}"
     if columns.time_format.startswith("epoch_") and isinstance(kind, sa.String):
@@ -63,6 +73,15 @@ def checked(columns: Columns, types: dict[str, Type], database: Database) -> Col
     if not kind.timezone and columns.naive_times == "reject":
         raise SourceInvalid(f'{time} and has no zone; if it is UTC, set naive_times = "utc"')
     return replace(columns, naive_times="reject" if kind.timezone else "utc")
+
+
+def _check_text(place: str, name: str, kind: Type) -> None:
+    """Refuse names in bytes: those that are no UTF-8 would be read with ? in their place."""
+    if isinstance(kind, _BYTES):
+        raise SourceInvalid(
+            f"{place}: {name} is {kind}, which holds bytes and no text;"
+            f" make a view that converts it, as in CONVERT({name} USING utf8mb4) AS {name}"
+        )
 
 
 def _nearest(name: str, names: list[str]) -> str:

@@ -25,6 +25,7 @@ from usage_sources.reading import (
     stated_watermark,
     with_zone,
 )
+from usage_sources.sql import mysql
 from usage_sources.sql.database import Answer, Database, read_url
 from usage_sources.sql.names import MetricsReader, SubjectsReader, parameters_of
 from usage_sources.sql.statements import Columns
@@ -41,9 +42,10 @@ class SqlSource:
 
     Give either `table` with its columns, or `query`. SQLite, PostgreSQL and MariaDB 10.11 are
     tested as they run; of MySQL, which must be 8.0.17 or newer, only the text of the statements is.
-    On both, quantities must be DECIMAL or whole, and times without zone, as all are there, are UTC
-    (naive_times = "utc", also for TIMESTAMP: the session is set to UTC). A name is equal to itself
-    only, whatever the column's collation: each parameter of a `query` has a COLLATE for it.
+    On MariaDB and MySQL, quantities must be DECIMAL or whole, and times without zone, as all are
+    there, are UTC (naive_times = "utc", also for TIMESTAMP: the session is set to UTC). A name is
+    equal to itself only, whatever the column's collation: each parameter of a `query` has a COLLATE
+    for it, and a `query` is run once for each name, also where it takes lists.
     """
 
     # What must be installed beside, and for what.
@@ -161,9 +163,7 @@ class SqlSource:
             watermark = self._watermark(connection, asked_at)
             answers = self._reader.answers(connection, queries)
             self._reader.check_metrics(connection, answers)
-            doubtful = {
-                each.query.subject for each in answers if not each.value and not each.events
-            }
+            doubtful = {each.query.subject for each in answers if self._is_doubtful(each)}
             known = self._known(connection, doubtful)
         return [self._tally(each, known, asked_at, watermark) for each in answers]
 
@@ -238,7 +238,7 @@ class SqlSource:
         watermark: datetime | None,
     ) -> Tally:
         query, value, events = answer.query, answer.value, answer.events
-        if not value and not events:
+        if self._is_doubtful(answer):
             value, events = self._settled(answer, is_known=query.subject in known)
         evidence = Evidence(
             source=self._reader.place,
@@ -251,8 +251,17 @@ class SqlSource:
         )
         return Tally(query=query, value=value, events=events, evidence=evidence)
 
+    def _is_doubtful(self, answer: Answer) -> bool:
+        """Tell whether an answer may be nobody's: without rows, of zero, or of another name.
+
+        A statement of the operator's can compare a number with a name, and MySQL finds 7 for 7abc.
+        """
+        if self.query is not None and self._database.dialect_name in mysql.DIALECTS:
+            return True
+        return not answer.value and not answer.events
+
     def _settled(self, answer: Answer, *, is_known: bool) -> tuple[Decimal | None, int | None]:
-        """Tell nothing used from nobody there, for an answer without rows or of zero."""
+        """Tell what is somebody's, were it nothing, from nobody there."""
         if not is_known:
             return None, None
         if answer.value is not None:

@@ -226,7 +226,7 @@ class TableStatements:
         if aggregation is Aggregation.COUNT:
             return sa.func.count().label("value"), sa.func.count().label("present")
         if aggregation is Aggregation.UNIQUE:
-            unique = self._exact(self._columns.unique or "")
+            unique = self._told_apart(self._columns.unique or "")
             distinct = sa.func.count(sa.distinct(unique))
             return distinct.label("value"), sa.func.count(unique).label("present")
         quantity = self._quantity()
@@ -331,8 +331,13 @@ class TableStatements:
             for key, label in zip(self._key_columns(), self._labels(), strict=True)
         ]
 
-    def _exact(self, name: str) -> Element:
-        return exact(self._table.c[name], self._types[name], self._dialect_name)
+    def _told_apart(self, name: str) -> Element:
+        """Give a column whose different values all differ; as texts, these databases lose some."""
+        column, kind = self._table.c[name], self._types[name]
+        is_text = isinstance(kind, sa.String)
+        if self._dialect_name in mysql.DIALECTS and not is_text:
+            return column
+        return exact(column, kind, self._dialect_name)
 
     def _key(self, name: str) -> Key:
         return key_of(self._table.c[name], self._types[name], self._dialect_name)

@@ -18,6 +18,7 @@ from usage_sources.reading import (
     no_metrics_apart,
     shown,
 )
+from usage_sources.sql import mysql
 from usage_sources.sql.database import Answer, Database
 from usage_sources.sql.evidence import notes_on_text, told
 from usage_sources.sql.keys import name_type
@@ -66,6 +67,8 @@ class TextReader:
         self._database = database
         self._times = times
         self._stated = stated
+        # What their GROUP BY takes for one name is each collation's own affair.
+        self._one_by_one = database.dialect_name in mysql.DIALECTS
         names = parameters_of(text)
         self._subject = "subject" if "subject" in names else "subjects"
         self._metric = next(iter(names & _METRICS), None)
@@ -121,6 +124,8 @@ class TextReader:
 
     def _batch_key(self, query: UsageQuery) -> tuple[Any, ...]:
         """Return what must be equal for two charges to be answered by one run."""
+        if self._one_by_one:
+            return (query.period, *self._key(query))
         subject = query.subject if self._subject == "subject" else None
         single = self._metric in _SINGULARS
         return (query.period, subject, self._metric_of(query) if single else None)
@@ -211,7 +216,8 @@ class TextReader:
 def _ranks(names: set[str]) -> dict[str, int]:
     """Number names that a database may take for one, so that they are never asked together.
 
-    Its GROUP BY can ignore case, accents and spaces, and so would add their usage up.
+    The statement's GROUP BY can ignore case (NOCASE, CITEXT), accents and spaces (a collation of
+    the operator's), and so would add their usage up.
     """
     ranks: dict[str, int] = {}
     alike: Counter[str] = Counter()
