@@ -204,6 +204,14 @@ def test_a_row_that_nobody_asked_for_is_refused(open_source: Open) -> None:
         ask(source, Aggregation.SUM)
 
 
+def test_each_charge_has_its_own_subject(open_source: Open) -> None:
+    """Of lists of subjects and metrics a statement finds each with each; only pairs are asked."""
+    rows = [row(MAY_2), ("S-1", "pages", MAY_2, 7, ""), ("S-2", "pages", MAY_2, 2, "")]
+    asked = [query("1", subject="S-1", metric="calls"), query("2", subject="S-2", metric="pages")]
+    summed = [dataclasses.replace(each, aggregation=Aggregation.SUM) for each in asked]
+    assert [each.value for each in open_source(rows, **QUERY).count(summed)] == [1, 2]
+
+
 def test_one_statement_cannot_tell_two_aggregations_apart(open_source: Open) -> None:
     """Two charges that want different things of the same usage do not get the same number."""
     asked = [query("1", aggregation=Aggregation.SUM), query("2", aggregation=Aggregation.MAX)]

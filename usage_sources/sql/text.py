@@ -151,6 +151,7 @@ class TextReader:
         self._check_columns(columns)
         given = self._names(queries)
         asked = {self._key(query) for query in queries}
+        subjects, metrics = ({key[place] for key in asked} for place in (0, 1))
         found: dict[tuple[str, str | None], Mapping[str, Any]] = {}
         for row in rows:
             named = dict(zip(columns, row, strict=True))
@@ -158,8 +159,10 @@ class TextReader:
                 str(named.get("subject", given.get("subject"))),
                 None if self._metric is None else self._metric_in(named, given),
             )
-            if key not in asked:
+            if key[0] not in subjects or key[1] not in metrics:
                 raise SourceInvalid(f"{self.place} answered for {_of(key)}, which was not asked")
+            if key not in asked:
+                continue  # of two lists a statement finds each with each
             if key in found:
                 raise SourceInvalid(f"{self.place} gave two rows for {_of(key)}; group its rows")
             found[key] = named
