@@ -148,6 +148,23 @@ class UsageSourceContract(Asking):
         values = [tally.value for tally in self.tallies(tmp_path, stored, asked)]
         assert values == [1, 1, 0, 1]
 
+    def test_each_charge_has_its_own_subject(self, tmp_path: Path) -> None:
+        """Charges of different subjects and metrics in one call; others' pairs are not theirs."""
+        stored = [
+            event(MIDNIGHT, subject=one, metric=each)
+            for one, each in (
+                ("S-1", "calls"),
+                ("S-1", "pages"),
+                ("S-1", "pages"),
+                ("S-2", "pages"),
+            )
+        ]
+        asked = [
+            query("1", subject="S-1", metric="calls", aggregation=self.counting),
+            query("2", subject="S-2", metric="pages", aggregation=self.counting),
+        ]
+        assert [tally.value for tally in self.tallies(tmp_path, stored, asked)] == [1, 1]
+
     def test_no_query_no_tally(self, tmp_path: Path) -> None:
         """Asking nothing is answered with nothing."""
         assert self.tallies(tmp_path, [event(MIDNIGHT)], []) == []
