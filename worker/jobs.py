@@ -18,9 +18,8 @@ from worker.logs import configure_logs, mask_also
 from worker.measured import close_source
 from worker.metrics import DECISIONS, DUPLICATES, RUN_SECONDS
 from worker.outcomes import exhausted
-from worker.ports import Journal
 from worker.reconcile import hold, reconcile
-from worker.record import EntryKind, Outcome, State
+from worker.record import Outcome, State
 from worker.wiring import Service, config_path, configured, open_service, utc_now
 
 log = structlog.get_logger("worker")
@@ -50,7 +49,7 @@ def reconcile_invoice(platform: str, invoice_id: str) -> None:
         numbers.add(DUPLICATES, "run")
         log.debug("not_due_or_taken")
         return
-    numbers.add(DECISIONS, *_decision(service.journal, key, outcome))
+    numbers.add(DECISIONS, *_decision(outcome))
     numbers.observe(RUN_SECONDS, outcome.seconds)
     log.info(
         outcome.state.value,
@@ -75,7 +74,7 @@ def _outcome(service: Service, key: InvoiceKey, trace_id: str) -> Outcome | None
     return reconcile(key, owner=owner(), ports=ports, rules=rules, trace_id=trace_id)
 
 
-def _decision(journal: Journal, key: InvoiceKey, outcome: Outcome) -> tuple[str, str]:
+def _decision(outcome: Outcome) -> tuple[str, str]:
     """Name how a run ended, and why; of a retry, why it would be held after the last."""
     state, reason = outcome.state, outcome.reason
     match state:
@@ -85,19 +84,9 @@ def _decision(journal: Journal, key: InvoiceKey, outcome: Outcome) -> tuple[str,
             return state.value, cause_of(exhausted(outcome.attempt, reason)).key
         case State.WAITING | State.SKIPPED:
             return state.value, quiet_cause_of(reason)
-        case State.ISSUED if _issued_before(journal, key):
+        case State.ISSUED if outcome.read_back:
             return "confirmed", ""
     return state.value, ""
-
-
-def _issued_before(journal: Journal, key: InvoiceKey) -> bool:
-    """Tell of an issued invoice whether an earlier run issued it, and this one read it back."""
-    try:
-        history = journal.history(key)
-    except ReconcilerError:
-        return False  # the run is settled, whatever cannot be read now
-    entries = history.entries if history else ()
-    return sum(entry.kind is EntryKind.ISSUED for entry in entries) > 1
 
 
 def owner() -> str:

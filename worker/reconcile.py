@@ -155,6 +155,7 @@ class _Run:
             outcome,
             seconds=round((self._ports.now() - self._began_at).total_seconds(), 3),
             calls=self._ports.platform.calls - self._calls_before,
+            read_back=any(entry.kind is EntryKind.ISSUED for entry in self._history.entries),
         )
         if kind is EntryKind.HELD and self._charges:
             data = {"charges": [listed(charge) for charge in self._charges], **data}

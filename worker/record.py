@@ -85,6 +85,7 @@ class Outcome:
     attempt: int = 0  # failures in a row so far
     seconds: float = 0.0  # what the run took
     calls: int = 0  # requests it sent to the platform
+    read_back: bool = False  # an earlier run had issued it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", one_line(self.reason))
